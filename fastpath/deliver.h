@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * deliver: one hop further, and out. A guest is reached without the host's stack; the LAN through
+ * the kernel's own neighbour table, so that MACs there are never stale.
+ */
+#ifndef VFR_DELIVER_H
+#define VFR_DELIVER_H
+
+#include "guard.h"
+
+/* Whether the next interface takes it, asked before any state is made. A GSO frame will leave in
+ * segments, so its own length says nothing. */
+static __always_inline enum vfr_verdict fits(const struct vfr_pkt *p)
+{
+	__u32 mtu = p->to ? p->to->mtu : p->config->uplink_mtu;
+	__u32 gso = p->skb->gso_size;
+	__u32 length = gso ? sizeof(struct iphdr) + p->l4_length + gso : p->l3_length;
+
+	return length > mtu ? VFR_DROP_TOO_BIG : VFR_CONTINUE;
+}
+
+static __always_inline enum vfr_verdict decrement_ttl(struct vfr_pkt *p)
+{
+	struct iphdr *ip = header(p->skb, L3_OFFSET, sizeof(*ip));
+	__u32 sum;
+
+	if (!ip)
+		return VFR_DROP_KERNEL;
+	/* Down by 0x0100 in the sum is up by 0x0100 in its complement (RFC 1141). The kernel does
+	 * not offload the IP header's checksum, so no helper need know. */
+	sum = (__u32)ip->check + bpf_htons(0x0100);
+	ip->check = (__sum16)(sum + (sum >= 0xffff));
+	ip->ttl--;
+	return VFR_CONTINUE;
+}
+
+static __always_inline enum vfr_verdict deliver_lan(struct vfr_pkt *p)
+{
+	struct iphdr *ip = header(p->skb, L3_OFFSET, sizeof(*ip));
+
+	/* The last gate: whatever went wrong before, no address of the router's own leaves it. */
+	if (!ip || ip->saddr != p->config->outside_address || is_link_local(ip->daddr))
+		return VFR_DROP_KERNEL;
+	p->action = bpf_redirect_neigh(p->config->uplink_ifindex, NULL, 0, 0);
+	return VFR_TO_LAN;
+}
+
+static __always_inline enum vfr_verdict deliver_domain(struct vfr_pkt *p)
+{
+	struct ethhdr *eth = header(p->skb, 0, sizeof(*eth));
+
+	if (!eth)
+		return VFR_DROP_KERNEL;
+	__builtin_memcpy(eth->h_dest, p->to->mac, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, gateway_mac, ETH_ALEN);
+	if (p->skb->pkt_type != 0 /* PACKET_HOST */ && bpf_skb_change_type(p->skb, 0))
+		return VFR_DROP_KERNEL;
+	switch (p->to->deliver) {
+	case VFR_DELIVER_PEER:
+		p->action = bpf_redirect_peer(p->to->ifindex, 0);
+		return VFR_TO_DOMAIN;
+	case VFR_DELIVER_DEVICE:
+		p->action = bpf_redirect(p->to->ifindex, 0);
+		return VFR_TO_DOMAIN;
+	case VFR_DELIVER_DOM0:
+		p->action = bpf_redirect(p->to->ifindex, BPF_F_INGRESS);
+		return VFR_TO_DOM0;
+	default:
+		return VFR_DROP_NOT_READY;
+	}
+}
+
+static __always_inline enum vfr_verdict deliver(struct vfr_pkt *p)
+{
+	enum vfr_verdict verdict = decrement_ttl(p);
+
+	if (verdict != VFR_CONTINUE)
+		return verdict;
+	return p->to ? deliver_domain(p) : deliver_lan(p);
+}
+
+#endif

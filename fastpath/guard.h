@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * guard: is the frame what its sender may send at all? Identity is the VIF it came in on: source
+ * MAC, source IP and ARP sender must be that domain's own. Nothing here depends on rules.
+ */
+#ifndef VFR_GUARD_H
+#define VFR_GUARD_H
+
+#include "parse.h"
+
+/* What every domain sees as the MAC of the router, on every VIF. */
+static const __u8 gateway_mac[ETH_ALEN] = { 0xfe, 0xff, 0xff, 0xff, 0xff, 0xff };
+
+static __always_inline bool same_mac(const __u8 *a, const __u8 *b)
+{
+	return *(__u16 *)a == *(__u16 *)b && *(__u16 *)(a + 2) == *(__u16 *)(b + 2) &&
+	       *(__u16 *)(a + 4) == *(__u16 *)(b + 4);
+}
+
+static __always_inline bool in_net(__be32 address, __be32 base, __be32 mask)
+{
+	return (address & mask) == base;
+}
+
+#define NET(a, b, c, d) bpf_htonl((a) << 24 | (b) << 16 | (c) << 8 | (d))
+
+static __always_inline bool is_multicast(__be32 address)
+{
+	return in_net(address, NET(224U, 0, 0, 0), NET(240U, 0, 0, 0)) || address == 0xffffffff;
+}
+
+/* "This network", loopback and the reserved class E: never on a wire (RFC 1812 5.3.7). */
+static __always_inline bool is_martian(__be32 address)
+{
+	return in_net(address, 0, NET(255U, 0, 0, 0)) ||
+	       in_net(address, NET(127U, 0, 0, 0), NET(255U, 0, 0, 0)) ||
+	       in_net(address, NET(240U, 0, 0, 0), NET(240U, 0, 0, 0));
+}
+
+static __always_inline bool is_link_local(__be32 address)
+{
+	return in_net(address, NET(169U, 254, 0, 0), NET(255U, 255, 0, 0));
+}
+
+static __always_inline bool in_pool(const struct vfr_config *config, __be32 address)
+{
+	return in_net(address, config->pool_base, config->pool_mask);
+}
+
+static __always_inline bool is_vlan(__be16 ethertype)
+{
+	return ethertype == bpf_htons(ETH_P_8021Q) || ethertype == bpf_htons(ETH_P_8021AD) ||
+	       ethertype == bpf_htons(0x9100);
+}
+
+/* The header must sum to ones, end inside the frame, and have no options (RFC 1812 5.2.2). */
+static __always_inline enum vfr_verdict guard_ip_header(struct vfr_pkt *p)
+{
+	struct iphdr *ip = header(p->skb, L3_OFFSET, sizeof(*ip));
+	__u32 sum = 0, *word = (__u32 *)ip;
+	__u64 wide = 0;
+
+	if (!ip)
+		return VFR_DROP_TRUNCATED;
+	if (ip->version != 4 || ip->ihl < 5)
+		return VFR_DROP_IP_HEADER;
+	if (p->l3_length < ip->ihl * 4 || L3_OFFSET + p->l3_length > p->skb->len)
+		return VFR_DROP_IP_HEADER;
+	if (ip->ihl > 5)
+		return VFR_DROP_IP_OPTIONS;
+#pragma unroll
+	for (int i = 0; i < 5; i++)
+		wide += word[i];
+	wide = (wide & 0xffffffff) + (wide >> 32);
+	sum = (wide & 0xffff) + ((wide >> 16) & 0xffff) + (wide >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum == 0xffff ? VFR_CONTINUE : VFR_DROP_IP_HEADER;
+}
+
+static __always_inline enum vfr_verdict guard_arp(struct vfr_pkt *p, bool group_or_gateway)
+{
+	struct vfr_arp *arp = header(p->skb, L3_OFFSET, sizeof(*arp));
+
+	if (!arp)
+		return VFR_DROP_TRUNCATED;
+	if (arp->hardware != bpf_htons(ARPHRD_ETHER) || arp->protocol != bpf_htons(ETH_P_IP) ||
+	    arp->hardware_len != ETH_ALEN || arp->protocol_len != sizeof(__be32) ||
+	    (arp->operation != bpf_htons(ARPOP_REQUEST) && arp->operation != bpf_htons(ARPOP_REPLY)))
+		return VFR_DROP_ARP_HEADER;
+	if (!same_mac(arp->sender_mac, p->from->mac))
+		return VFR_DROP_ARP_SENDER;
+	if (arp->sender_ip != p->from->address && arp->sender_ip)
+		return VFR_DROP_ARP_SENDER;
+	return group_or_gateway ? VFR_CONTINUE : VFR_DROP_DST_MAC;
+}
+
+static __always_inline enum vfr_verdict guard_ip(struct vfr_pkt *p, bool to_group, bool to_gateway)
+{
+	enum vfr_verdict verdict = parse_ip(p);
+
+	if (verdict == VFR_CONTINUE)
+		verdict = guard_ip_header(p);
+	if (verdict != VFR_CONTINUE)
+		return verdict;
+	if (p->src != p->from->address)
+		return VFR_DROP_SRC_IP;
+	if (is_multicast(p->dst))
+		return VFR_DROP_MULTICAST;
+	if (is_martian(p->dst) || p->dst == p->src)
+		return VFR_DROP_MARTIAN;
+	if (to_group)
+		return VFR_DROP_GROUP_MAC;
+	if (!to_gateway)
+		return VFR_DROP_DST_MAC;
+	if (p->fragment)
+		return VFR_DROP_FRAGMENT;
+	return p->ttl > 1 ? parse_l4(p) : VFR_DROP_TTL;
+}
+
+/* What a VIF's domain may send. Leaves the L4 fields parsed for IP. */
+static __always_inline enum vfr_verdict guard(struct vfr_pkt *p)
+{
+	struct ethhdr *eth = header(p->skb, 0, sizeof(*eth));
+	bool to_group, to_gateway;
+
+	if (!eth)
+		return VFR_DROP_TRUNCATED;
+	if (p->skb->vlan_present || is_vlan(p->l3_proto))
+		return VFR_DROP_VLAN;
+	if (!same_mac(eth->h_source, p->from->mac))
+		return VFR_DROP_SRC_MAC;
+	to_group = eth->h_dest[0] & 1;
+	to_gateway = same_mac(eth->h_dest, gateway_mac);
+	if (p->l3_proto == bpf_htons(ETH_P_IP))
+		return guard_ip(p, to_group, to_gateway);
+	if (p->l3_proto == bpf_htons(ETH_P_ARP))
+		return guard_arp(p, to_group || to_gateway);
+	return p->l3_proto == bpf_htons(ETH_P_IPV6) ? VFR_DROP_IPV6 : VFR_DROP_ETHERTYPE;
+}
+
+#endif

@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* maps: the fastpath's state. Layouts and what each field means are in vfr_abi.h. */
+#ifndef VFR_MAPS_H
+#define VFR_MAPS_H
+
+#include <linux/bpf.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include "vfr_abi.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct vfr_config);
+} config SEC(".maps");
+
+/* VIF interface index -> slot: the identity that everything else follows from. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 2 * VFR_SLOTS);
+	__type(key, __u32);
+	__type(value, __u32);
+} vifs SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, VFR_SLOTS);
+	__type(key, __u32);
+	__type(value, struct vfr_domain);
+} domains SEC(".maps");
+
+/* Address -> slot, domain 0's included. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 2 * VFR_SLOTS);
+	__type(key, __be32);
+	__type(value, __u32);
+} addresses SEC(".maps");
+
+/*
+ * Conversations, in the map of the one who opened them: the size of the inner map is the opener's
+ * quota. What the LAN opens to a domain lies in the domain's @inbound, so that a flood from there
+ * takes nothing from the domain's own.
+ */
+struct vfr_session_table {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 2048);
+	__type(key, struct vfr_session_key);
+	__type(value, struct vfr_session);
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, VFR_SLOTS);
+	__type(key, __u32);
+	__array(values, struct vfr_session_table);
+} sessions SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, VFR_SLOTS);
+	__type(key, __u32);
+	__array(values, struct vfr_session_table);
+} inbound SEC(".maps");
+
+struct vfr_mapping_table {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 192);
+	__type(key, struct vfr_mapping_key);
+	__type(value, struct vfr_mapping);
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, VFR_SLOTS);
+	__type(key, __u32);
+	__array(values, struct vfr_mapping_table);
+} mappings SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, VFR_SPACES * VFR_PORT_SPACE);
+	__type(key, __u32);
+	__type(value, struct vfr_outside);
+} outside SEC(".maps");
+
+/* Pair -> port set. One inner map, replaced whole: a packet meets the old policy or the new one. */
+struct vfr_pair_table {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct vfr_pair_key);
+	__type(value, __u32);
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct vfr_pair_table);
+} policy SEC(".maps");
+
+/* Sets are numbered anew by each policy, so old and new rows live side by side while one replaces
+ * the other. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 20);
+	__type(key, struct vfr_ports_key);
+	__type(value, __u32);
+} port_sets SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, VFR_SLOTS);
+	__type(key, __u32);
+	__type(value, struct vfr_runtime);
+} runtime SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, VFR_ROWS);
+	__type(key, __u32);
+	__type(value, struct vfr_counters);
+} counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct vfr_trace);
+} trace SEC(".maps");
+
+static __always_inline struct vfr_config *config_now(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&config, &zero);
+}
+
+/* The domain in a slot, or NULL if nobody is. */
+static __always_inline struct vfr_domain *domain_in(__u32 slot)
+{
+	struct vfr_domain *domain = bpf_map_lookup_elem(&domains, &slot);
+
+	return domain && domain->generation ? domain : NULL;
+}
+
+static __always_inline struct vfr_outside *outside_port(__u32 space, __be16 port)
+{
+	__u32 index = space * VFR_PORT_SPACE + bpf_ntohs(port);
+
+	return bpf_map_lookup_elem(&outside, &index);
+}
+
+#endif

@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * parse: one look at the frame, into named and typed fields. Later stages read these and touch the
+ * frame only to rewrite it.
+ *
+ * A sender decides how much of a frame lies in the linear part (AF_PACKET rings, TAP), so the
+ * headers are pulled there before anything is read.
+ */
+#ifndef VFR_PARSE_H
+#define VFR_PARSE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <bpf/bpf_endian.h>
+#include "maps.h"
+
+#define L3_OFFSET sizeof(struct ethhdr)
+#define L4_OFFSET (sizeof(struct ethhdr) + sizeof(struct iphdr)) /* options never get this far */
+#define HEADERS_MAX (L4_OFFSET + sizeof(struct tcphdr))
+
+/* RFC 826 and RFC 792. The kernel's own headers for these need a C library, which BPF has not. */
+enum {
+	ARPHRD_ETHER = 1,
+	ARPOP_REQUEST = 1,
+	ARPOP_REPLY = 2,
+
+	ICMP_ECHOREPLY = 0,
+	ICMP_DEST_UNREACH = 3,
+	ICMP_SOURCE_QUENCH = 4,
+	ICMP_REDIRECT = 5,
+	ICMP_ECHO = 8,
+	ICMP_TIME_EXCEEDED = 11,
+	ICMP_PARAMETERPROB = 12,
+};
+
+struct vfr_icmp {
+	__u8 type;
+	__u8 code;
+	__sum16 checksum;
+	__be16 id;                   /* of an echo */
+	__be16 sequence;
+};
+
+/* An ARP packet for Ethernet and IPv4. */
+struct vfr_arp {
+	__be16 hardware;
+	__be16 protocol;
+	__u8 hardware_len;
+	__u8 protocol_len;
+	__be16 operation;
+	__u8 sender_mac[ETH_ALEN];
+	__be32 sender_ip;
+	__u8 target_mac[ETH_ALEN];
+	__be32 target_ip;
+} __attribute__((packed));
+
+enum {
+	TCP_FIN = 0x01,
+	TCP_SYN = 0x02,
+	TCP_RST = 0x04,
+	TCP_ACK = 0x10,
+};
+
+/* The packet at hand: what parse read, then what each stage found out. */
+struct vfr_pkt {
+	struct __sk_buff *skb;
+	struct vfr_config *config;
+	__u64 now;
+	int action;                  /* what the kernel is told, once a stage has delivered it */
+
+	__u32 row;                   /* whose counters: the sender's slot, or VFR_ROW_* */
+	__u32 from_slot;
+	struct vfr_domain *from;     /* NULL if it came from the LAN */
+	struct vfr_domain *to;       /* NULL if it goes to the LAN */
+	__u32 to_node;               /* slot, or VFR_NODE_LAN */
+
+	__be16 l3_proto;             /* ethertype */
+	__u8 l4_proto;               /* TCP, UDP, ICMP, or whatever it says */
+	__u8 l4_length;              /* of the header, in bytes */
+	__u8 tcp_flags;
+	__u8 icmp_type;
+	__u8 ttl;
+	__u8 ihl;                    /* in 32-bit words */
+	__u16 l3_length;             /* as the IP header says */
+	__be16 fragment;             /* flags and offset */
+	__be32 src;
+	__be32 dst;
+	__be16 sport;                /* for echo the identifier stands where the answer goes: */
+	__be16 dport;                /* a request's "source port", a reply's "destination port" */
+
+	struct vfr_session *session; /* the living conversation it belongs to, if any */
+	bool reply;                  /* it goes against the direction the conversation was opened in */
+	bool inbound;                /* the conversation was opened by the LAN */
+	__u16 opener;                /* nodes and port that the policy is asked about */
+	__u16 target;
+	__be16 service;
+	__be16 outside_port;         /* what the LAN sees for the domain */
+	__be16 inside_port;          /* what the domain itself sees, if it came from the LAN */
+};
+
+/* Makes the headers readable and writable in the linear part, as far as the frame has any. */
+static __always_inline void pull_headers(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	__u32 want = skb->len < HEADERS_MAX ? skb->len : HEADERS_MAX;
+
+	/* A failure leaves the headers short, which the stage that needs them then notices. */
+	if (data + want > end)
+		bpf_skb_pull_data(skb, want);
+}
+
+/* `size` bytes at `offset`, or NULL if the frame ends before. Good until a helper changes the skb. */
+static __always_inline void *header(struct __sk_buff *skb, __u32 offset, __u32 size)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+
+	return data + offset + size <= end ? data + offset : NULL;
+}
+
+static __always_inline enum vfr_verdict parse_ethernet(struct vfr_pkt *p)
+{
+	struct ethhdr *eth;
+
+	pull_headers(p->skb);
+	eth = header(p->skb, 0, sizeof(*eth));
+	if (!eth)
+		return VFR_DROP_TRUNCATED;
+	p->l3_proto = eth->h_proto;
+	return VFR_CONTINUE;
+}
+
+static __always_inline enum vfr_verdict parse_ip(struct vfr_pkt *p)
+{
+	struct iphdr *ip = header(p->skb, L3_OFFSET, sizeof(*ip));
+
+	if (!ip)
+		return VFR_DROP_TRUNCATED;
+	p->ihl = ip->ihl;
+	p->ttl = ip->ttl;
+	p->l4_proto = ip->protocol;
+	p->l3_length = bpf_ntohs(ip->tot_len);
+	p->fragment = ip->frag_off & bpf_htons(0x3fff);
+	p->src = ip->saddr;
+	p->dst = ip->daddr;
+	return VFR_CONTINUE;
+}
+
+static __always_inline enum vfr_verdict parse_tcp(struct vfr_pkt *p, __u32 room)
+{
+	struct tcphdr *tcp = header(p->skb, L4_OFFSET, sizeof(*tcp));
+
+	if (!tcp || room < sizeof(*tcp))
+		return VFR_DROP_L4_HEADER;
+	p->l4_length = tcp->doff * 4;
+	if (p->l4_length < sizeof(*tcp) || p->l4_length > room)
+		return VFR_DROP_L4_HEADER;
+	p->tcp_flags = ((__u8 *)tcp)[13];
+	p->sport = tcp->source;
+	p->dport = tcp->dest;
+	return VFR_CONTINUE;
+}
+
+static __always_inline enum vfr_verdict parse_udp(struct vfr_pkt *p, __u32 room)
+{
+	struct udphdr *udp = header(p->skb, L4_OFFSET, sizeof(*udp));
+
+	if (!udp || room < sizeof(*udp))
+		return VFR_DROP_L4_HEADER;
+	p->l4_length = sizeof(*udp);
+	if (bpf_ntohs(udp->len) < sizeof(*udp) || bpf_ntohs(udp->len) > room)
+		return VFR_DROP_L4_HEADER;
+	p->sport = udp->source;
+	p->dport = udp->dest;
+	return VFR_CONTINUE;
+}
+
+static __always_inline bool is_icmp_error(__u8 type)
+{
+	return type == ICMP_DEST_UNREACH || type == ICMP_SOURCE_QUENCH || type == ICMP_REDIRECT ||
+	       type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
+}
+
+static __always_inline enum vfr_verdict parse_icmp(struct vfr_pkt *p, __u32 room)
+{
+	struct vfr_icmp *icmp = header(p->skb, L4_OFFSET, sizeof(*icmp));
+
+	if (!icmp || room < sizeof(*icmp))
+		return VFR_DROP_L4_HEADER;
+	p->l4_length = sizeof(*icmp);
+	p->icmp_type = icmp->type;
+	if (is_icmp_error(icmp->type))
+		return VFR_DROP_ICMP_ERROR;
+	if (icmp->type == ICMP_ECHO)
+		p->sport = icmp->id;
+	else if (icmp->type == ICMP_ECHOREPLY)
+		p->dport = icmp->id;
+	else
+		return VFR_DROP_ICMP_TYPE;
+	return icmp->code ? VFR_DROP_ICMP_TYPE : VFR_CONTINUE;
+}
+
+/* Expects an IP header without options, of a packet that is no fragment. */
+static __always_inline enum vfr_verdict parse_l4(struct vfr_pkt *p)
+{
+	__u32 room = p->l3_length - sizeof(struct iphdr);
+
+	switch (p->l4_proto) {
+	case IPPROTO_TCP:
+		return parse_tcp(p, room);
+	case IPPROTO_UDP:
+		return parse_udp(p, room);
+	case IPPROTO_ICMP:
+		return parse_icmp(p, room);
+	default:
+		return VFR_DROP_PROTOCOL;
+	}
+}
+
+static __always_inline __u32 port_space(const struct vfr_pkt *p)
+{
+	if (p->l4_proto == IPPROTO_TCP)
+		return VFR_SPACE_TCP;
+	return p->l4_proto == IPPROTO_UDP ? VFR_SPACE_UDP : VFR_SPACE_ICMP;
+}
+
+#endif

@@ -1,0 +1,262 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * session: which conversation does the packet belong to, and what does it say about its state?
+ *
+ * A session lies in the map of the one who opened it, under (remote, remote port, inside port,
+ * protocol) as the opener sees them. So a packet of the opener is looked up in its own map as it
+ * stands, and an answer in the receiver's map turned round. Nothing runs a timer: each session says
+ * when it expires, and past that it is as if it were not there.
+ */
+#ifndef VFR_SESSION_H
+#define VFR_SESSION_H
+
+#include "guard.h"
+#include "policy.h"
+
+#define SECOND_NS 1000000000ULL
+
+/* Times after the last packet. RFC 5382 REQ-5, RFC 4787 REQ-5 (and 5a: shorter for a well-known
+ * port), RFC 5508 REQ-2. */
+const volatile __u64 tcp_opening_ns = 240 * SECOND_NS;
+const volatile __u64 tcp_established_ns = 7440 * SECOND_NS;
+const volatile __u64 tcp_closed_ns = 240 * SECOND_NS;
+const volatile __u64 udp_idle_ns = 300 * SECOND_NS;
+const volatile __u64 udp_dns_idle_ns = 30 * SECOND_NS;
+const volatile __u64 icmp_idle_ns = 60 * SECOND_NS;
+
+/* What a state becomes, by who sent what. A SYN on a closed session never gets here: it is new. */
+static const __u8 tcp_next[VFR_TCP_STATES][VFR_TCP_EVENTS] = {
+	/*                       opener SYN              FIN                 RST             other                    peer SYN                FIN                 RST             other */
+	[VFR_TCP_NONE]        = { VFR_TCP_OPENING,     VFR_TCP_NONE,       VFR_TCP_NONE,   VFR_TCP_NONE,        VFR_TCP_NONE,        VFR_TCP_NONE,       VFR_TCP_NONE,   VFR_TCP_NONE },
+	[VFR_TCP_OPENING]     = { VFR_TCP_OPENING,     VFR_TCP_OPENING,    VFR_TCP_CLOSED, VFR_TCP_OPENING,     VFR_TCP_ESTABLISHED, VFR_TCP_OPENING,    VFR_TCP_CLOSED, VFR_TCP_OPENING },
+	[VFR_TCP_ESTABLISHED] = { VFR_TCP_ESTABLISHED, VFR_TCP_FIN_OPENER, VFR_TCP_CLOSED, VFR_TCP_ESTABLISHED, VFR_TCP_ESTABLISHED, VFR_TCP_FIN_PEER,   VFR_TCP_CLOSED, VFR_TCP_ESTABLISHED },
+	[VFR_TCP_FIN_OPENER]  = { VFR_TCP_FIN_OPENER,  VFR_TCP_FIN_OPENER, VFR_TCP_CLOSED, VFR_TCP_FIN_OPENER,  VFR_TCP_FIN_OPENER,  VFR_TCP_CLOSED,     VFR_TCP_CLOSED, VFR_TCP_FIN_OPENER },
+	[VFR_TCP_FIN_PEER]    = { VFR_TCP_FIN_PEER,    VFR_TCP_CLOSED,     VFR_TCP_CLOSED, VFR_TCP_FIN_PEER,    VFR_TCP_FIN_PEER,    VFR_TCP_FIN_PEER,   VFR_TCP_CLOSED, VFR_TCP_FIN_PEER },
+	[VFR_TCP_CLOSED]      = { VFR_TCP_CLOSED,      VFR_TCP_CLOSED,     VFR_TCP_CLOSED, VFR_TCP_CLOSED,      VFR_TCP_CLOSED,      VFR_TCP_CLOSED,     VFR_TCP_CLOSED, VFR_TCP_CLOSED },
+};
+
+static __always_inline __u32 tcp_event(const struct vfr_pkt *p)
+{
+	__u32 side = p->reply ? VFR_TCP_PEER_SYN : VFR_TCP_OPENER_SYN;
+
+	if (p->tcp_flags & TCP_RST)
+		return side + 2;
+	if (p->tcp_flags & TCP_SYN)
+		return side;
+	return p->tcp_flags & TCP_FIN ? side + 1 : side + 3;
+}
+
+static __always_inline __u8 tcp_step(__u8 state, __u32 event)
+{
+	/* The mask says nothing new to the reader; it is what the verifier can follow. */
+	return state < VFR_TCP_STATES ? tcp_next[state][event & (VFR_TCP_EVENTS - 1)] : state;
+}
+
+static __always_inline __u64 idle_time(const struct vfr_pkt *p, __u8 tcp_state)
+{
+	if (p->l4_proto == IPPROTO_UDP)
+		return p->service == bpf_htons(53) ? udp_dns_idle_ns : udp_idle_ns;
+	if (p->l4_proto == IPPROTO_ICMP)
+		return icmp_idle_ns;
+	if (tcp_state == VFR_TCP_OPENING)
+		return tcp_opening_ns;
+	return tcp_state == VFR_TCP_CLOSED ? tcp_closed_ns : tcp_established_ns;
+}
+
+/* Whether the packet may begin a conversation. */
+static __always_inline bool is_opening(const struct vfr_pkt *p)
+{
+	if (p->l4_proto == IPPROTO_TCP)
+		return (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+	return p->l4_proto == IPPROTO_UDP || p->icmp_type == ICMP_ECHO;
+}
+
+/* The key of the packet's session if its sender opened it, or, turned round, if its receiver did. */
+static __always_inline struct vfr_session_key session_key(const struct vfr_pkt *p, bool reply)
+{
+	return (struct vfr_session_key){
+		.remote = reply ? p->src : p->dst,
+		.remote_port = reply ? p->sport : p->dport,
+		.inside_port = reply ? p->dport : p->sport,
+		.protocol = p->l4_proto,
+	};
+}
+
+/* The living session under `key` in `slot`'s map of `table`, or NULL. */
+static __always_inline struct vfr_session *find_live(void *table, __u32 slot,
+						     const struct vfr_session_key *key, __u64 now)
+{
+	void *inner = bpf_map_lookup_elem(table, &slot);
+	struct vfr_session *s = inner ? bpf_map_lookup_elem(inner, key) : NULL;
+
+	return s && s->expires_ns > now ? s : NULL;
+}
+
+/* A domain is still the one a session was made with only if its generation is. */
+static __always_inline enum vfr_verdict check_peer(struct vfr_pkt *p, const struct vfr_session *s)
+{
+	p->to_node = s->peer;
+	if (s->peer == VFR_NODE_LAN)
+		return p->config->uplink_ifindex ? VFR_CONTINUE : VFR_DROP_NO_UPLINK;
+	p->to = domain_in(s->peer);
+	return p->to && p->to->generation == s->peer_generation ? VFR_CONTINUE : VFR_DROP_NO_DOMAIN;
+}
+
+/* The sender opened it: its own map, the packet as it stands. */
+static __always_inline enum vfr_verdict session_as_opener(struct vfr_pkt *p)
+{
+	struct vfr_session_key key = session_key(p, false);
+	struct vfr_session *s = find_live(&sessions, p->from_slot, &key, p->now);
+
+	if (!s || (s->tcp_state == VFR_TCP_CLOSED && is_opening(p)))
+		return VFR_CONTINUE;
+	p->session = s;
+	p->opener = p->from_slot;
+	p->target = s->peer;
+	p->service = p->dport;
+	p->outside_port = s->outside_port;
+	return check_peer(p, s);
+}
+
+/* The domain it goes to opened it. */
+static __always_inline void session_as_peer(struct vfr_pkt *p)
+{
+	struct vfr_session_key key = session_key(p, true);
+	struct vfr_session *s = find_live(&sessions, p->to_node, &key, p->now);
+
+	if (!s || s->peer != p->from_slot || s->peer_generation != p->from->generation)
+		return;
+	p->session = s;
+	p->reply = true;
+	p->opener = p->to_node;
+	p->target = p->from_slot;
+	p->service = p->sport;
+}
+
+/* The LAN opened it, through a forward: the domain's @inbound, under the domain's view. */
+static __always_inline void session_of_forward(struct vfr_pkt *p)
+{
+	struct vfr_session_key key = session_key(p, false);
+	struct vfr_session *s = find_live(&inbound, p->from_slot, &key, p->now);
+
+	if (!s)
+		return;
+	p->session = s;
+	p->reply = true;
+	p->inbound = true;
+	p->opener = VFR_NODE_LAN;
+	p->target = p->from_slot;
+	p->service = p->sport;
+	p->outside_port = s->outside_port;
+}
+
+/* Where a packet from a VIF goes when no session of its sender says so. */
+static __always_inline enum vfr_verdict route(struct vfr_pkt *p)
+{
+	__u32 *slot = bpf_map_lookup_elem(&addresses, &p->dst);
+	const struct vfr_config *config = p->config;
+
+	if (slot) {
+		p->to_node = *slot;
+		p->to = domain_in(*slot);
+		return p->to ? VFR_CONTINUE : VFR_DROP_NO_DOMAIN;
+	}
+	p->to_node = VFR_NODE_LAN;
+	if (in_pool(config, p->dst) || is_link_local(p->dst) || p->from_slot == 0)
+		return VFR_DROP_NO_DOMAIN;
+	if (!config->uplink_ifindex)
+		return VFR_DROP_NO_UPLINK;
+	if (p->dst == config->outside_address)
+		return VFR_DROP_HAIRPIN;
+	if (in_net(p->dst, config->lan_base, config->lan_mask) && ~config->lan_mask &&
+	    ((p->dst & ~config->lan_mask) == ~config->lan_mask || p->dst == config->lan_base))
+		return VFR_DROP_MULTICAST;
+	return VFR_CONTINUE;
+}
+
+/* A packet that begins something: the sender opens it to where `route` led. */
+static __always_inline enum vfr_verdict open_from_vif(struct vfr_pkt *p)
+{
+	if (!is_opening(p))
+		return VFR_DROP_NO_SESSION;
+	p->opener = p->from_slot;
+	p->target = p->to_node;
+	p->service = p->dport;
+	return VFR_CONTINUE;
+}
+
+static __always_inline enum vfr_verdict session_from_vif(struct vfr_pkt *p)
+{
+	bool echo_reply = p->l4_proto == IPPROTO_ICMP && p->icmp_type == ICMP_ECHOREPLY;
+	bool echo = p->l4_proto == IPPROTO_ICMP && !echo_reply;
+	enum vfr_verdict verdict = VFR_CONTINUE;
+
+	if (!echo_reply)
+		verdict = session_as_opener(p);
+	if (verdict != VFR_CONTINUE || p->session)
+		return verdict;
+	verdict = route(p);
+	if (verdict != VFR_CONTINUE)
+		return verdict;
+	if (p->to && !echo)
+		session_as_peer(p);
+	else if (!p->to)
+		session_of_forward(p);
+	return p->session ? VFR_CONTINUE : open_from_vif(p);
+}
+
+/* An answer from the LAN to a domain's mapping: only from somebody the domain has spoken to
+ * (address and port dependent filtering, RFC 4787 REQ-8). */
+static __always_inline enum vfr_verdict session_of_mapping(struct vfr_pkt *p)
+{
+	struct vfr_session_key key = session_key(p, true);
+	struct vfr_session *s;
+
+	key.inside_port = p->inside_port;
+	s = find_live(&sessions, p->to_node, &key, p->now);
+	if (!s || s->peer != VFR_NODE_LAN || s->outside_port != p->dport)
+		return VFR_DROP_UNSOLICITED;
+	p->session = s;
+	p->reply = true;
+	p->opener = p->to_node;
+	p->target = VFR_NODE_LAN;
+	p->service = p->sport;
+	p->outside_port = p->dport;
+	return VFR_CONTINUE;
+}
+
+static __always_inline enum vfr_verdict session_to_forward(struct vfr_pkt *p)
+{
+	struct vfr_session_key key = session_key(p, true);
+	struct vfr_session *s;
+
+	key.inside_port = p->inside_port;
+	p->inbound = true;
+	p->opener = VFR_NODE_LAN;
+	p->target = p->to_node;
+	p->service = p->inside_port;
+	p->outside_port = p->dport;
+	s = find_live(&inbound, p->to_node, &key, p->now);
+	if (s && s->outside_port == p->dport && !(s->tcp_state == VFR_TCP_CLOSED && is_opening(p)))
+		p->session = s;
+	return p->session || is_opening(p) ? VFR_CONTINUE : VFR_DROP_NO_SESSION;
+}
+
+/* Carries a living session on: its state, and how long it may now be idle. Written a second at a
+ * time, so that packets on different CPUs seldom touch the same line. */
+static __always_inline void refresh(struct vfr_pkt *p)
+{
+	struct vfr_session *s = p->session;
+	__u8 state = s->tcp_state;
+	__u64 expires;
+
+	if (p->l4_proto == IPPROTO_TCP)
+		state = tcp_step(state, tcp_event(p));
+	expires = p->now + idle_time(p, state);
+	if (state == s->tcp_state && expires < s->expires_ns + SECOND_NS)
+		return;
+	s->tcp_state = state;
+	s->expires_ns = expires;
+}
+
+#endif

@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the fastpath and its control plane share: verdicts, limits, and the layout of every map.
+ *
+ * This is the one definition. `tools/gen_abi.py` reads it back from the object's BTF and writes
+ * `vfr/_abi.py`; a test regenerates and compares. So that everything arrives there:
+ *   - an enum is used by a global variable (`#define`s and unused enums never reach BTF);
+ *   - keys and values are declared with __type(), padding is explicit, sizes are asserted;
+ *   - what is in network order has a __be type: it becomes a big-endian field in Python.
+ */
+#ifndef VFR_ABI_H
+#define VFR_ABI_H
+
+#include <linux/types.h>
+
+/*
+ * The named end of a packet. Everything that is counted, listed by `vfr stats`, or expected by a
+ * test goes by these names. Passing has its reasons too.
+ */
+enum vfr_verdict {
+	VFR_CONTINUE,            /* no stage has decided yet; never leaves the program */
+
+	VFR_TO_DOMAIN,           /* to a guest's VIF */
+	VFR_TO_DOM0,             /* to domain 0, through vfr0 */
+	VFR_TO_LAN,              /* translated and out of the uplink */
+	VFR_ANSWERED,            /* the fastpath answered it itself (ARP) */
+	VFR_NOT_OURS,            /* on the uplink, and none of our business: the host's stack takes it */
+
+	VFR_DROP_NOT_READY,      /* the VIF belongs to no domain yet, or no more */
+	VFR_DROP_TRUNCATED,      /* a header runs past the end of the frame */
+	VFR_DROP_VLAN,           /* a VLAN tag, by header or by offload */
+	VFR_DROP_SRC_MAC,        /* the source MAC is not the domain's own */
+	VFR_DROP_DST_MAC,        /* to a unicast MAC that is not the gateway's */
+	VFR_DROP_GROUP_MAC,      /* an IP packet to a broadcast or multicast MAC */
+	VFR_DROP_ETHERTYPE,      /* neither ARP nor IP, 802.3 length fields included */
+	VFR_DROP_IPV6,           /* IPv6 is not handled yet */
+
+	VFR_DROP_ARP_HEADER,     /* ARP that is not Ethernet and IPv4, or no request or reply */
+	VFR_DROP_ARP_SENDER,     /* the ARP sender is not the domain's own MAC and address */
+	VFR_DROP_ARP_PROBE,      /* a duplicate address probe: silence says that the address is free */
+	VFR_DROP_ARP_OWN,        /* asks for, or announces, the domain's own address */
+	VFR_DROP_ARP_REPLY,      /* an ARP reply; nobody asked, since the fastpath never does */
+	VFR_DROP_ARP_UNANSWERED, /* asks for an address the domain has no business with */
+
+	VFR_DROP_IP_HEADER,      /* version, header length, total length or header checksum is wrong */
+	VFR_DROP_IP_OPTIONS,     /* IP options are not handled yet */
+	VFR_DROP_SRC_IP,         /* the source address is not the domain's own */
+	VFR_DROP_MARTIAN,        /* an address that no packet may carry here (RFC 1812 5.3.7) */
+	VFR_DROP_MULTICAST,      /* to a multicast or broadcast address */
+	VFR_DROP_FRAGMENT,       /* fragments are not handled yet */
+	VFR_DROP_TTL,            /* the TTL ends here; the ICMP answer is not sent yet */
+	VFR_DROP_L4_HEADER,      /* a TCP, UDP or ICMP header that contradicts the packet's length */
+	VFR_DROP_PROTOCOL,       /* an IP protocol other than TCP, UDP, ICMP */
+	VFR_DROP_ICMP_ERROR,     /* ICMP errors are not handled yet */
+	VFR_DROP_ICMP_TYPE,      /* ICMP other than echo */
+
+	VFR_DROP_NO_SESSION,     /* not the start of a conversation, and no conversation is known */
+	VFR_DROP_UNSOLICITED,    /* from the LAN to a port of ours, from somebody never spoken to */
+	VFR_DROP_NO_DOMAIN,      /* an address of the router's own range that nobody has */
+	VFR_DROP_NO_UPLINK,      /* to the LAN while NAT is off */
+	VFR_DROP_HAIRPIN,        /* to the router's own LAN address; hairpinning is not handled yet */
+	VFR_DROP_POLICY,         /* no rule allows it, or a rule denies it */
+	VFR_DROP_SESSIONS_FULL,  /* the domain's session quota is used up */
+	VFR_DROP_PORTS_FULL,     /* the domain's port block is used up */
+	VFR_DROP_TOO_BIG,        /* longer than the next interface's MTU; the ICMP answer is not sent yet */
+	VFR_DROP_KERNEL,         /* a kernel helper failed: no memory, or a packet it can't change */
+
+	VFR_VERDICTS,
+};
+
+/* Sizes and names that both sides must agree on. */
+enum vfr_limit {
+	VFR_SLOTS = 4096,             /* domains of one router, domain 0 (slot 0) included */
+	VFR_ROW_LAN = 4096,           /* counters: what came in by the uplink */
+	VFR_ROW_UNKNOWN = 4097,       /* counters: what came in by a VIF of no domain */
+	VFR_ROWS = 4098,
+	VFR_NODE_LAN = 0xfffe,        /* policy: everything behind the uplink */
+	VFR_NODE_ANY = 0xffff,        /* policy: everyone */
+	VFR_PORT_SPACE = 65536,       /* outside ports of one protocol */
+	VFR_MAX_VERDICTS = 64,        /* room in the counters, so that a new verdict moves nothing */
+	VFR_SET_NOTHING = 0,          /* policy: the port set that allows nothing */
+	VFR_SET_EVERYTHING = 1,       /* policy: the port set that allows all protocols and ports */
+};
+
+/* How a packet is handed to a domain. */
+enum vfr_deliver {
+	VFR_DELIVER_NONE,
+	VFR_DELIVER_PEER,             /* a veth whose other end is in another namespace: straight into it */
+	VFR_DELIVER_DEVICE,           /* a TAP or any other device: out of it */
+	VFR_DELIVER_DOM0,             /* vfr0: into the host's stack */
+};
+
+/* Who holds an outside port. */
+enum vfr_holder {
+	VFR_PORT_FREE,
+	VFR_PORT_MAPPING,             /* a mapping that a domain's own packet made */
+	VFR_PORT_FORWARD,             /* a forward that the operator made */
+};
+
+/* The three port spaces of @outside. */
+enum vfr_space {
+	VFR_SPACE_TCP,
+	VFR_SPACE_UDP,
+	VFR_SPACE_ICMP,
+	VFR_SPACES,
+};
+
+/*
+ * TCP as a router in the middle can know it (RFC 6146 3.5.2, RFC 7857 2). "Opener" sent the first
+ * SYN, "peer" is the other end. The transitions are a table, @tcp_next in session.h.
+ */
+enum vfr_tcp_state {
+	VFR_TCP_NONE,                 /* not TCP */
+	VFR_TCP_OPENING,              /* the opener's SYN was seen; left by the peer's SYN or a RST */
+	VFR_TCP_ESTABLISHED,          /* both SYNs were seen; left by a FIN or a RST */
+	VFR_TCP_FIN_OPENER,           /* the opener is done sending; left by the peer's FIN or a RST */
+	VFR_TCP_FIN_PEER,             /* the peer is done sending; left by the opener's FIN or a RST */
+	VFR_TCP_CLOSED,               /* both FINs, or a RST; left by time, or a new SYN (then all anew) */
+	VFR_TCP_STATES,
+};
+
+enum vfr_tcp_event {
+	VFR_TCP_OPENER_SYN,
+	VFR_TCP_OPENER_FIN,
+	VFR_TCP_OPENER_RST,
+	VFR_TCP_OPENER_OTHER,
+	VFR_TCP_PEER_SYN,
+	VFR_TCP_PEER_FIN,
+	VFR_TCP_PEER_RST,
+	VFR_TCP_PEER_OTHER,
+	VFR_TCP_EVENTS,
+};
+
+/* @config, one row. Written by the control plane only. */
+struct vfr_config {
+	__be32 gateway;               /* domain 0's address on the router: what guests ask ARP for */
+	__be32 pool_base;             /* the range that never crosses the uplink */
+	__be32 pool_mask;
+	__be32 outside_address;       /* domain 0's LAN address; 0 while NAT is off */
+	__be32 lan_base;              /* the uplink's own subnet, for its broadcast addresses */
+	__be32 lan_mask;
+	__u32 uplink_ifindex;         /* 0 while NAT is off */
+	__u32 uplink_mtu;
+	__u32 policy;                 /* number of the policy in force; a session of another is asked again */
+	__u16 nat_low;                /* the range that port blocks are cut from, both ends included */
+	__u16 nat_high;
+};
+_Static_assert(sizeof(struct vfr_config) == 40, "vfr_config");
+
+/* @domains, a row per slot. Written by the control plane only; generation 0 is an empty slot. */
+struct vfr_domain {
+	__u32 generation;             /* never the same for two domains, so a slot's next tenant differs */
+	__be32 address;
+	__u32 ifindex;                /* where packets to the domain are handed over */
+	__u32 mtu;
+	__u16 port_low;               /* the port block, empty if port_count is 0 */
+	__u16 port_count;
+	__u8 mac[6];
+	__u8 deliver;                 /* enum vfr_deliver */
+	__u8 zero;
+};
+_Static_assert(sizeof(struct vfr_domain) == 28, "vfr_domain");
+
+/* @sessions, @inbound: an inner map per slot. "Remote" is a LAN host or another domain. */
+struct vfr_session_key {
+	__be32 remote;
+	__be16 remote_port;           /* 0 for ICMP */
+	__be16 inside_port;           /* the echo identifier for ICMP */
+	__u8 protocol;
+	__u8 zero[3];
+};
+_Static_assert(sizeof(struct vfr_session_key) == 12, "vfr_session_key");
+
+struct vfr_session {
+	__u64 expires_ns;             /* CLOCK_MONOTONIC; past this, it is as if it were not there */
+	__u32 policy;                 /* the policy that allowed it */
+	__u32 peer_generation;        /* the domain at the other end, 0 for the LAN */
+	__u16 peer;                   /* its slot, or VFR_NODE_LAN */
+	__be16 outside_port;          /* what the LAN sees, 0 between domains */
+	__u8 tcp_state;               /* enum vfr_tcp_state */
+	__u8 zero[3];
+};
+_Static_assert(sizeof(struct vfr_session) == 24, "vfr_session");
+
+/* @mappings: an inner map per slot. The same outside port for every remote (RFC 4787 REQ-1). */
+struct vfr_mapping_key {
+	__be16 inside_port;
+	__u8 protocol;
+	__u8 zero;
+};
+_Static_assert(sizeof(struct vfr_mapping_key) == 4, "vfr_mapping_key");
+
+struct vfr_mapping {
+	__u64 expires_ns;             /* never before its last session's */
+	__be16 outside_port;
+	__u8 zero[6];
+};
+_Static_assert(sizeof(struct vfr_mapping) == 16, "vfr_mapping");
+
+/* @outside, indexed by space * VFR_PORT_SPACE + port: who is meant. Eight bytes, swapped at once. */
+struct vfr_outside {
+	__u16 slot;
+	__be16 inside_port;
+	__u16 holder;                 /* enum vfr_holder */
+	__u16 claimed_s;              /* when, in seconds modulo 2^16: a claim may precede its mapping */
+};
+_Static_assert(sizeof(struct vfr_outside) == 8, "vfr_outside");
+
+/* @policy, one inner map, swapped whole: who may talk to whom, and by which port set. */
+struct vfr_pair_key {
+	__u16 opener;                 /* slot, VFR_NODE_LAN or VFR_NODE_ANY */
+	__u16 target;
+};
+_Static_assert(sizeof(struct vfr_pair_key) == 4, "vfr_pair_key");
+
+/* @port_sets: a row for each prefix of ports that a set allows. */
+struct vfr_ports_key {
+	__u32 prefixlen;              /* 48 bits of set and protocol, and up to 16 of port */
+	__be32 set;
+	__u8 zero;
+	__u8 protocol;
+	__be16 port;                  /* the target's own port, 0 for ICMP */
+};
+_Static_assert(sizeof(struct vfr_ports_key) == 12, "vfr_ports_key");
+
+/* @runtime, a row per slot: what the fastpath notes down for itself. Nobody else writes it. */
+struct vfr_runtime {
+	__u64 swept_ns;               /* when the domain's full tables were last cleared of the dead */
+};
+_Static_assert(sizeof(struct vfr_runtime) == 8, "vfr_runtime");
+
+/* @counters, a row per slot and CPU. A frame is counted once, where it came in. */
+struct vfr_count {
+	__u64 packets;                /* frames as the kernel hands them over: a GSO frame is one */
+	__u64 bytes;
+};
+
+struct vfr_counters {
+	struct vfr_count received;    /* what was delivered to this row's owner, whoever sent it */
+	struct vfr_count by_verdict[VFR_MAX_VERDICTS];
+};
+
+/* @trace, one row: the last packet's end, written only by an object that was loaded for it. */
+struct vfr_trace {
+	__u32 verdict;                /* enum vfr_verdict */
+	__u32 row;                    /* the counters' row */
+	__u32 target;                 /* the receiver's slot, or VFR_NODE_LAN, if it was delivered */
+	__u32 ifindex;                /* where it was handed over */
+};
+_Static_assert(sizeof(struct vfr_trace) == 16, "vfr_trace");
+
+_Static_assert((int)VFR_VERDICTS <= (int)VFR_MAX_VERDICTS, "make room in vfr_counters");
+
+#endif
