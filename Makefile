@@ -1,0 +1,60 @@
+# VFR: `make lab` shows it working, `make test` runs everything, `make lab-down` leaves nothing behind.
+# Needs a Debian 12 machine and root; what is missing is installed.
+
+PYTHON   := /usr/bin/python3
+VENV     := .venv
+BUILD    := vfr/_build
+CLANG    := clang-14
+PACKAGES := clang-14 llvm-14 gcc make libc6-dev libbpf-dev bpftool nftables iproute2 python3 python3-venv \
+            openssh-server openssh-client tcpdump iputils-ping iputils-arping procps
+BPFFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter \
+            -I/usr/include/$(shell uname -m)-linux-gnu
+HEADERS  := $(wildcard fastpath/*.h)
+
+.PHONY: all packages build abi lab lab-down test check clean
+all: build
+
+# apt is asked only when something is missing, so that every other run is quick and needs no network.
+packages:
+	@missing=$$(for p in $(PACKAGES); do \
+	    dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	    echo "installing $$missing" && apt-get update -q && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; fi
+
+$(VENV)/.installed: pyproject.toml | packages
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+$(BUILD)/vfr.bpf.o: fastpath/vfr.bpf.c $(HEADERS) | packages
+	@mkdir -p $(BUILD)
+	$(CLANG) $(BPFFLAGS) -c $< -o $@.tmp
+	mv $@.tmp $@
+
+$(BUILD)/libvfrload.so: fastpath/loader.c | packages
+	@mkdir -p $(BUILD)
+	gcc -shared -fPIC -O2 -Wall -Wextra -Werror -Wno-sign-compare $< -o $@.tmp -lbpf
+	mv $@.tmp $@
+
+build: $(BUILD)/vfr.bpf.o $(BUILD)/libvfrload.so $(VENV)/.installed
+
+abi: $(BUILD)/vfr.bpf.o
+	tools/gen_abi.py $< > vfr/_abi.py
+
+lab: build
+	$(VENV)/bin/vfr-lab up
+	$(VENV)/bin/vfr-lab prove
+
+lab-down: build
+	$(VENV)/bin/vfr-lab down
+
+check: build
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+test: build check
+	$(VENV)/bin/pytest
+
+clean:
+	rm -rf $(BUILD) build

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The part of loading that libbpf does best: read the object, relocate it, create its maps, have it
+ * verified, pin all of it. Called from Python through ctypes (vfr/kernel/loader.py); steady-state
+ * work on maps and links is raw bpf(2) there. Every function returns 0 or a negative errno.
+ */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <bpf/bpf.h>
+#include <bpf/btf.h>
+#include <bpf/libbpf.h>
+
+/* A `const volatile` variable of the object and the value it gets before loading. */
+struct vfr_setting {
+	const char *name;
+	uint64_t value;
+};
+
+static char *log_text;
+static size_t log_room;
+
+static int keep_log(enum libbpf_print_level level, const char *format, va_list args)
+{
+	size_t used = log_text ? strlen(log_text) : 0;
+
+	if (level == LIBBPF_DEBUG || used + 1 >= log_room)
+		return 0;
+	return vsnprintf(log_text + used, log_room - used, format, args);
+}
+
+static struct bpf_map *rodata_of(struct bpf_object *object)
+{
+	struct bpf_map *map;
+
+	bpf_object__for_each_map(map, object)
+		if (strstr(bpf_map__name(map), ".rodata"))
+			return map;
+	return NULL;
+}
+
+static int set_variable(struct bpf_object *object, const struct vfr_setting *setting)
+{
+	const struct btf *btf = bpf_object__btf(object);
+	int section = btf__find_by_name_kind(btf, ".rodata", BTF_KIND_DATASEC);
+	struct bpf_map *map = rodata_of(object);
+	const struct btf_var_secinfo *var;
+	const struct btf_type *type;
+	size_t size;
+	char *data;
+
+	if (section < 0 || !map)
+		return -ENOENT;
+	data = (char *)bpf_map__initial_value(map, &size);
+	type = btf__type_by_id(btf, section);
+	var = btf_var_secinfos(type);
+	for (int i = 0; i < btf_vlen(type); i++, var++) {
+		const struct btf_type *v = btf__type_by_id(btf, var->type);
+
+		if (strcmp(btf__name_by_offset(btf, v->name_off), setting->name))
+			continue;
+		if (var->size > sizeof(setting->value) || var->offset + var->size > size)
+			return -EINVAL;
+		memcpy(data + var->offset, &setting->value, var->size); /* little-endian hosts */
+		return 0;
+	}
+	return -ENOENT;
+}
+
+static int pin_all(struct bpf_object *object, const char *directory)
+{
+	struct bpf_program *program;
+	struct bpf_map *map;
+	char path[4096];
+	int err;
+
+	bpf_object__for_each_map(map, object) {
+		if (bpf_map__is_internal(map))
+			continue;
+		snprintf(path, sizeof(path), "%s/%s", directory, bpf_map__name(map));
+		err = bpf_map__pin(map, path);
+		if (err)
+			return err;
+	}
+	bpf_object__for_each_program(program, object) {
+		snprintf(path, sizeof(path), "%s/%s", directory, bpf_program__name(program));
+		err = bpf_program__pin(program, path);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+int vfr_load(const char *path, const char *directory, const struct vfr_setting *settings, int count,
+	     char *log, size_t log_size)
+{
+	struct bpf_object *object;
+	int err = 0;
+
+	log_text = log;
+	log_room = log_size;
+	libbpf_set_print(keep_log);
+	object = bpf_object__open_file(path, NULL);
+	if (!object)
+		return -errno;
+	for (int i = 0; i < count && !err; i++)
+		err = set_variable(object, &settings[i]);
+	if (!err)
+		err = bpf_object__load(object);
+	if (!err)
+		err = pin_all(object, directory);
+	bpf_object__close(object);
+	return err;
+}
+
+/* clsact: for kernels without tcx. Returns 1 if the qdisc was made for this, 0 if it was there. */
+int vfr_clsact_attach(int ifindex, int program)
+{
+	DECLARE_LIBBPF_OPTS(bpf_tc_hook, hook, .ifindex = ifindex, .attach_point = BPF_TC_INGRESS);
+	DECLARE_LIBBPF_OPTS(bpf_tc_opts, opts, .prog_fd = program, .handle = 1, .priority = 1,
+			    .flags = BPF_TC_F_REPLACE);
+	int made = bpf_tc_hook_create(&hook);
+	int err;
+
+	if (made && made != -EEXIST)
+		return made;
+	err = bpf_tc_attach(&hook, &opts);
+	return err ? err : made == 0;
+}
+
+/* The id of the program on our place of the clsact hook, or a negative errno. */
+int vfr_clsact_program(int ifindex)
+{
+	DECLARE_LIBBPF_OPTS(bpf_tc_hook, hook, .ifindex = ifindex, .attach_point = BPF_TC_INGRESS);
+	DECLARE_LIBBPF_OPTS(bpf_tc_opts, opts, .handle = 1, .priority = 1);
+	int err = bpf_tc_query(&hook, &opts);
+
+	return err ? err : (int)opts.prog_id;
+}
+
+int vfr_clsact_detach(int ifindex, int remove_qdisc)
+{
+	DECLARE_LIBBPF_OPTS(bpf_tc_hook, hook, .ifindex = ifindex, .attach_point = BPF_TC_INGRESS);
+	DECLARE_LIBBPF_OPTS(bpf_tc_opts, opts, .handle = 1, .priority = 1);
+	int err = bpf_tc_detach(&hook, &opts);
+
+	if (err || !remove_qdisc)
+		return err;
+	hook.attach_point = BPF_TC_INGRESS | BPF_TC_EGRESS;
+	return bpf_tc_hook_destroy(&hook);
+}

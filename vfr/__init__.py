@@ -1,0 +1,1 @@
+"""VFR: a virtual firewall-router for the guests of a Linux host."""

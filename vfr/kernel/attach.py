@@ -1,0 +1,97 @@
+"""Puts the fastpath's programs on interfaces: by a pinned tcx link where the kernel has tcx (6.6 and
+later), on the clsact hook elsewhere. VFR_ATTACH=clsact asks for the latter.
+
+A link is pinned as links/NAME. For clsact, which has no links, the program itself is pinned there,
+under NAME~clsact if the qdisc was made for us and goes with it, else under NAME~clsact-shared. (bpffs
+takes no dots in names; a dot in NAME becomes a "%".)
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from vfr.errors import KernelError
+from vfr.kernel import bpf, loader
+
+_OWN, _SHARED, _NEW = "~clsact", "~clsact-shared", "~new"
+
+
+def _file(name: str) -> str:
+    return name.replace(".", "%")
+
+
+def _unpin(path: Path) -> bool:
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _attach_tcx(ifindex: int, program: int, pin: Path) -> bool:
+    """False if this kernel has no tcx."""
+    try:
+        link = bpf.tcx_attach(ifindex, program)
+    except KernelError as error:
+        if error.errno == errno.EINVAL:
+            return False
+        raise
+    try:
+        bpf.pin(link, pin)
+    finally:
+        os.close(link)
+    return True
+
+
+def attach(ifindex: int, program: int, links: Path, name: str) -> str:
+    """Puts `program` on the interface's ingress, first in line. Returns "tcx" or "clsact".
+
+    What was attached under this name before stays in force until the new one is.
+    """
+    wanted = os.environ.get("VFR_ATTACH", "tcx")
+    name = _file(name)
+    fresh = links / (name + _NEW)
+    _unpin(fresh)
+    if wanted != "clsact" and _attach_tcx(ifindex, program, fresh):
+        fresh.rename(links / name)
+        _detach_clsact(ifindex, links, name)
+        return "tcx"
+    made = loader.clsact_attach(ifindex, program)
+    marker = links / (name + (_OWN if made else _SHARED))
+    if not (links / (name + _OWN)).exists() and not marker.exists():
+        bpf.pin(program, marker)
+    _unpin(links / name)
+    return "clsact"
+
+
+def attached(ifindex: int, program: int) -> str | None:
+    """How `program` is attached to the interface's ingress with nothing before it, None if it is not."""
+    number = bpf.object_id(program)
+    before_us = bpf.tcx_programs(ifindex)
+    if before_us:
+        return "tcx" if before_us[0] == number else None
+    return "clsact" if loader.clsact_program(ifindex) == number else None
+
+
+def _detach_clsact(ifindex: int | None, links: Path, name: str) -> None:
+    """Undoes a clsact attachment under this name, if there is one."""
+    own, shared = links / (name + _OWN), links / (name + _SHARED)
+    if ifindex is not None and (own.exists() or shared.exists()):
+        loader.clsact_detach(ifindex, remove_qdisc=own.exists())
+    _unpin(own)
+    _unpin(shared)
+
+
+def detach(ifindex: int | None, links: Path, name: str) -> None:
+    """Takes the program off, whichever way it is on. `ifindex` is None if the interface is gone."""
+    name = _file(name)
+    _unpin(links / name)
+    _unpin(links / (name + _NEW))
+    _detach_clsact(ifindex, links, name)
+
+
+def names(links: Path) -> frozenset[str]:
+    """Under which names something is attached."""
+    return frozenset(p.name.split("~")[0].replace("%", ".") for p in links.iterdir())

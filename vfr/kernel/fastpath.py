@@ -1,0 +1,456 @@
+"""The running fastpath: its maps and programs as typed rows, behind the pins that keep it alive.
+
+`pins` is a directory on a bpffs. Below it, `fastpath/` holds programs and maps, `links/` what is
+attached. Nothing but this module and its neighbours in vfr.kernel knows how rows are laid out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from vfr import _abi
+from vfr._abi import Deliver, Holder, Limit, Space, Verdict
+from vfr.errors import KernelError
+from vfr.kernel import attach, bpf, loader
+
+if TYPE_CHECKING:
+    from vfr.policy import CompiledPolicy
+
+Hook = Literal["vif", "uplink"]
+PROGRAMS: dict[Hook, str] = {"vif": "vif_ingress", "uplink": "uplink_ingress"}
+ROW_NAMES = {int(Limit.ROW_LAN): "lan", int(Limit.ROW_UNKNOWN): "unknown"}
+_PROTOCOL_SPACE = {"tcp": Space.SPACE_TCP, "udp": Space.SPACE_UDP}
+_DIGEST_SIZE = 64
+_Row = TypeVar("_Row", bound=ctypes.Structure)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the whole router goes by. `outside` and `lan` are None while NAT is off."""
+
+    gateway: IPv4Address
+    pool: IPv4Network
+    outside: IPv4Address | None
+    lan: IPv4Network | None
+    uplink_ifindex: int
+    uplink_mtu: int
+    nat_low: int
+    nat_high: int
+
+
+@dataclass(frozen=True, slots=True)
+class DomainRow:
+    """One slot's tenant. `generation` is never the same for two domains; `mtu` in bytes."""
+
+    generation: int
+    address: IPv4Address
+    mac: str
+    ifindex: int
+    mtu: int
+    deliver: Deliver
+    port_low: int
+    port_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """An outside port ("tcp" or "udp") that leads to a slot's inside port."""
+
+    protocol: str
+    outside_port: int
+    slot: int
+    inside_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """How many rows each of a slot's inner maps has room for."""
+
+    sessions: int
+    inbound: int
+    mappings: int
+
+
+def _u32(number: int) -> bytes:
+    return number.to_bytes(4, "little")
+
+
+def _from_u32(raw: bytes) -> int:
+    return int.from_bytes(raw, "little")
+
+
+def _parse(row: type[_Row], raw: bytes) -> _Row:
+    return row.from_buffer_copy(raw)
+
+
+def _config_row(config: Config, policy: int) -> bytes:
+    lan = config.lan
+    return bytes(
+        _abi.Config(
+            gateway=int(config.gateway),
+            pool_base=int(config.pool.network_address),
+            pool_mask=int(config.pool.netmask),
+            outside_address=int(config.outside or 0),
+            lan_base=int(lan.network_address) if lan else 0,
+            lan_mask=int(lan.netmask) if lan else 0,
+            uplink_ifindex=config.uplink_ifindex,
+            uplink_mtu=config.uplink_mtu,
+            policy=policy,
+            nat_low=config.nat_low,
+            nat_high=config.nat_high,
+        )
+    )
+
+
+def _config(row: _abi.Config) -> Config:
+    lan = IPv4Network((row.lan_base, str(IPv4Address(row.lan_mask)))) if row.lan_mask else None
+    return Config(
+        gateway=IPv4Address(row.gateway),
+        pool=IPv4Network((row.pool_base, str(IPv4Address(row.pool_mask)))),
+        outside=IPv4Address(row.outside_address) if row.outside_address else None,
+        lan=lan,
+        uplink_ifindex=row.uplink_ifindex,
+        uplink_mtu=row.uplink_mtu,
+        nat_low=row.nat_low,
+        nat_high=row.nat_high,
+    )
+
+
+def _domain_row(row: DomainRow) -> bytes:
+    mac = bytes.fromhex(row.mac.replace(":", ""))
+    return bytes(
+        _abi.Domain(
+            generation=row.generation,
+            address=int(row.address),
+            ifindex=row.ifindex,
+            mtu=row.mtu,
+            port_low=row.port_low,
+            port_count=row.port_count,
+            mac=(ctypes.c_uint8 * 6)(*mac),
+            deliver=row.deliver,
+        )
+    )
+
+
+def _domain(row: _abi.Domain) -> DomainRow:
+    return DomainRow(
+        generation=row.generation,
+        address=IPv4Address(row.address),
+        mac=":".join(f"{b:02x}" for b in row.mac),
+        ifindex=row.ifindex,
+        mtu=row.mtu,
+        deliver=Deliver(row.deliver),
+        port_low=row.port_low,
+        port_count=row.port_count,
+    )
+
+
+def _possible_cpus() -> int:
+    """A per-CPU value has room for every CPU that may ever come, not only those online."""
+    ranges = Path("/sys/devices/system/cpu/possible").read_text().strip().split(",")
+    return max(int(r.split("-")[-1]) for r in ranges) + 1
+
+
+def _counts(raw: bytes) -> dict[str, tuple[int, int]]:
+    """Sums a counters row over its CPUs."""
+    size = ctypes.sizeof(_abi.Counters)
+    rows = [_parse(_abi.Counters, raw[at : at + size]) for at in range(0, len(raw), size)]
+    found = {"received": (sum(r.received.packets for r in rows), sum(r.received.bytes for r in rows))}
+    for verdict in Verdict:
+        if verdict is not Verdict.CONTINUE and verdict is not Verdict.VERDICTS:
+            counts = [r.by_verdict[verdict] for r in rows]
+            found[verdict.name] = (sum(c.packets for c in counts), sum(c.bytes for c in counts))
+    return {name: pair for name, pair in found.items() if pair[0]}
+
+
+class Fastpath:
+    """The fastpath pinned under one directory. Close it when done; what is pinned stays."""
+
+    def __init__(self, pins: Path) -> None:
+        self._links = pins / "links"
+        self._fds: dict[Hook, int] = {}
+        self._maps: dict[str, bpf.Map] = {}
+        base = pins / "fastpath"
+        try:
+            for hook, program in PROGRAMS.items():
+                self._fds[hook] = bpf.get_pinned(base / program)
+            for name, spec in _abi.MAPS.items():
+                size = spec.value_size * (_possible_cpus() if name == "counters" else 1)
+                fd = bpf.get_pinned(base / name)
+                self._maps[name] = bpf.Map(fd, name, spec.key_size, size, spec.max_entries)
+            self._maps["digest"] = bpf.Map(bpf.get_pinned(base / "digest"), "digest", 4, _DIGEST_SIZE, 1)
+        except KernelError:
+            self.close()
+            raise
+
+    @classmethod
+    def load(cls, pins: Path, settings: Mapping[str, int] | None = None) -> Fastpath:
+        """Loads and pins the object, all or nothing, in place of one that is only half there.
+
+        KernelError with the verifier's log if the kernel refuses it.
+        """
+        cls.unload(pins)
+        fresh = pins / "loading"
+        fresh.mkdir()
+        (pins / "links").mkdir(exist_ok=True)
+        loader.load(fresh, settings or {})
+        digest = bpf.create_map(bpf.TYPE_ARRAY, 4, _DIGEST_SIZE, 1, 0, "digest")
+        try:
+            bpf.pin(digest, fresh / "digest")
+        finally:
+            os.close(digest)
+        fresh.rename(pins / "fastpath")
+        return cls(pins)
+
+    @classmethod
+    def open(cls, pins: Path) -> Fastpath | None:
+        """The fastpath under `pins`, None if there is none or it is not whole."""
+        if not (pins / "fastpath").is_dir() or not (pins / "links").is_dir():
+            return None
+        wanted = {*PROGRAMS.values(), *_abi.MAPS, "digest"}
+        if not wanted <= {p.name for p in (pins / "fastpath").iterdir()}:
+            return None
+        return cls(pins)
+
+    @staticmethod
+    def unload(pins: Path) -> None:
+        """Removes everything that was pinned, what is attached first."""
+        for part in ("links", "fastpath", "loading"):
+            if (pins / part).exists():
+                shutil.rmtree(pins / part)
+
+    def close(self) -> None:
+        """Closes the descriptors; what is pinned stays in force."""
+        for fd in self._fds.values():
+            os.close(fd)
+        for one in self._maps.values():
+            one.close()
+        self._fds, self._maps = {}, {}
+
+    # What everyone goes by
+
+    def config(self) -> Config | None:
+        """The configuration in force, None before the first."""
+        row = _parse(_abi.Config, self._maps["config"].get(_u32(0)) or b"")
+        return _config(row) if row.gateway else None
+
+    def _policy_number(self) -> int:
+        return int(_parse(_abi.Config, self._maps["config"].get(_u32(0)) or b"").policy)
+
+    def set_config(self, config: Config) -> None:
+        """Puts a configuration in force; the policy stays."""
+        self._maps["config"].set(_u32(0), _config_row(config, self._policy_number()))
+
+    # Who is where
+
+    def domains(self) -> dict[int, DomainRow]:
+        """Slot -> tenant, for the slots that have one."""
+        rows = ((slot, _parse(_abi.Domain, raw)) for slot, raw in self._maps["domains"].dump())
+        return {slot: _domain(row) for slot, row in rows if row.generation}
+
+    def set_domain(self, slot: int, row: DomainRow) -> None:
+        """Gives a slot its tenant. Its tables must be fresh (new_tables)."""
+        self._maps["domains"].set(_u32(slot), _domain_row(row))
+
+    def clear_domain(self, slot: int) -> None:
+        """Empties a slot: what still comes from or goes to it is dropped."""
+        self._maps["domains"].set(_u32(slot), bytes(ctypes.sizeof(_abi.Domain)))
+
+    def vifs(self) -> dict[int, int]:
+        """Interface index -> slot."""
+        return {_from_u32(k): _from_u32(v) for k, v in self._maps["vifs"].items()}
+
+    def set_vif(self, ifindex: int, slot: int) -> None:
+        """From now on, frames that come in by this interface are the slot's."""
+        self._maps["vifs"].set(_u32(ifindex), _u32(slot))
+
+    def clear_vif(self, ifindex: int) -> None:
+        """Frames of this interface are nobody's, and dropped."""
+        self._maps["vifs"].delete(_u32(ifindex))
+
+    def addresses(self) -> dict[IPv4Address, int]:
+        """Address -> slot."""
+        return {IPv4Address(k): _from_u32(v) for k, v in self._maps["addresses"].items()}
+
+    def set_address(self, address: IPv4Address, slot: int) -> None:
+        """Packets to this address go to the slot."""
+        self._maps["addresses"].set(address.packed, _u32(slot))
+
+    def clear_address(self, address: IPv4Address) -> None:
+        """Nobody has this address."""
+        self._maps["addresses"].delete(address.packed)
+
+    # State per slot
+
+    def tables(self) -> frozenset[int]:
+        """The slots that have all three inner maps."""
+        return frozenset.intersection(
+            *(frozenset(slot for slot, _ in self._maps[name].dump()) for name in ("sessions", "inbound", "mappings"))
+        )
+
+    def new_tables(self, slot: int, quota: Quota) -> None:
+        """Fresh, empty inner maps: the slot's conversations and mappings are gone."""
+        for name, entries in (
+            ("sessions", quota.sessions),
+            ("inbound", quota.inbound),
+            ("mappings", quota.mappings),
+        ):
+            self._put_inner(name, slot, entries)
+
+    def _put_inner(self, name: str, index: int, entries: int) -> bpf.Map:
+        """A fresh inner map on a place of an outer one; the caller closes it."""
+        inner = _abi.MAPS[name].inner
+        assert inner is not None
+        fd = bpf.create_map(inner.type, inner.key_size, inner.value_size, max(entries, 1), inner.flags, name)
+        made = bpf.Map(fd, name, inner.key_size, inner.value_size, entries)
+        try:
+            self._maps[name].set(_u32(index), _u32(fd))
+        finally:
+            made.close()
+        return made
+
+    def drop_tables(self, slot: int) -> None:
+        """Gives the slot's inner maps back."""
+        for name in ("sessions", "inbound", "mappings"):
+            self._maps[name].delete(_u32(slot))
+
+    def inner(self, name: str, slot: int) -> bpf.Map | None:
+        """A slot's own inner map ("sessions", "inbound", "mappings"), to be closed by the caller."""
+        number = self._maps[name].get(_u32(slot))
+        spec = _abi.MAPS[name].inner
+        assert spec is not None
+        if number is None:
+            return None
+        fd = bpf.map_fd_by_id(_from_u32(number))
+        return bpf.Map(fd, name, spec.key_size, spec.value_size, spec.max_entries)
+
+    # Outside ports
+
+    def forwards(self) -> frozenset[Forward]:
+        """All forwards."""
+        rows = self._maps["outside"].dump()
+        found = set()
+        for protocol, space in _PROTOCOL_SPACE.items():
+            base = space * Limit.PORT_SPACE
+            for index, raw in rows[base : base + Limit.PORT_SPACE]:
+                if raw[4] == Holder.PORT_FORWARD:
+                    row = _parse(_abi.Outside, raw)
+                    found.add(Forward(protocol, index - base, row.slot, row.inside_port))
+        return frozenset(found)
+
+    def _outside_key(self, protocol: str, port: int) -> bytes:
+        return _u32(_PROTOCOL_SPACE[protocol] * Limit.PORT_SPACE + port)
+
+    def set_forward(self, forward: Forward) -> None:
+        """Makes an outside port lead to a slot's port."""
+        row = _abi.Outside(forward.slot, forward.inside_port, Holder.PORT_FORWARD, 0)
+        self._maps["outside"].set(self._outside_key(forward.protocol, forward.outside_port), bytes(row))
+
+    def clear_forward(self, protocol: str, outside_port: int) -> None:
+        """Makes an outside port lead nowhere: the host has it again."""
+        free = bytes(ctypes.sizeof(_abi.Outside))
+        self._maps["outside"].set(self._outside_key(protocol, outside_port), free)
+
+    def clear_block(self, low: int, count: int) -> None:
+        """Forgets what a former owner's mappings left in a port block."""
+        free = bytes(ctypes.sizeof(_abi.Outside))
+        for space in range(Space.SPACES):
+            for port in range(low, low + count):
+                self._maps["outside"].set(_u32(space * Limit.PORT_SPACE + port), free)
+
+    # Policy
+
+    def policy_digest(self) -> str | None:
+        """The digest of the policy in force, None if there is none or its installation broke off."""
+        raw = (self._maps["digest"].get(_u32(0)) or b"").rstrip(b"\0")
+        return raw.decode() or None
+
+    def _set_digest(self, digest: str) -> None:
+        self._maps["digest"].set(_u32(0), digest.encode().ljust(_DIGEST_SIZE, b"\0"))
+
+    def replace_policy(self, policy: CompiledPolicy) -> None:
+        """Swaps the policy at once, then has every living session asked again at its next packet.
+
+        Broken off anywhere, the old policy stays whole, and the digest says that this one is not in.
+        """
+        old = set(self._maps["port_sets"].keys())
+        base = max((int.from_bytes(key[4:8], "big") for key in old), default=1)
+        self._set_digest("")
+        fresh = self._write_sets(policy, base)
+        self._swap_pairs(policy, base)
+        self._next_policy_number()
+        for key in old - fresh:
+            self._maps["port_sets"].delete(key)
+        self._set_digest(policy.digest)
+
+    def _write_sets(self, policy: CompiledPolicy, base: int) -> set[bytes]:
+        """Enters the policy's port sets under numbers that the old one does not use."""
+        fresh = set()
+        for set_id, protocol, port, bits in policy.lpm:
+            key = bytes(_abi.PortsKey(48 + bits, set_id + base, 0, protocol, port))
+            self._maps["port_sets"].set(key, _u32(1))
+            fresh.add(key)
+        return fresh
+
+    def _swap_pairs(self, policy: CompiledPolicy, base: int) -> None:
+        """Fills a new table of pairs, then puts it in the old one's place."""
+        spec = _abi.MAPS["policy"].inner
+        assert spec is not None
+        entries = max(len(policy.pairs), 1)
+        fd = bpf.create_map(spec.type, spec.key_size, spec.value_size, entries, spec.flags, "policy")
+        pairs = bpf.Map(fd, "policy", spec.key_size, spec.value_size, entries)
+        try:
+            for (opener, target), set_id in policy.pairs.items():
+                number = set_id + base if set_id > Limit.SET_EVERYTHING else set_id
+                pairs.set(bytes(_abi.PairKey(opener, target)), _u32(number))
+            self._maps["policy"].set(_u32(0), _u32(fd))
+        finally:
+            pairs.close()
+
+    def _next_policy_number(self) -> None:
+        row = _parse(_abi.Config, self._maps["config"].get(_u32(0)) or b"")
+        row.policy = (row.policy + 1) & 0xFFFFFFFF
+        self._maps["config"].set(_u32(0), bytes(row))
+
+    # Counters
+
+    def counters(self, rows: Iterable[int]) -> dict[int, dict[str, tuple[int, int]]]:
+        """Row (a slot, or Limit.ROW_*) -> name of the verdict, or "received" -> (packets, bytes)."""
+        return {row: _counts(self._maps["counters"].get(_u32(row)) or b"") for row in rows}
+
+    def reset_counters(self, slot: int) -> None:
+        """Sets a slot's counters to zero, for its next tenant."""
+        self._maps["counters"].set(_u32(slot), bytes(self._maps["counters"].value_size))
+
+    # Hooks
+
+    def program(self, hook: Hook) -> int:
+        """The program's descriptor; it stays the object's."""
+        return self._fds[hook]
+
+    def trace(self) -> _abi.Trace:
+        """The last packet's end, if the object was loaded with `tracing`."""
+        return _parse(_abi.Trace, self._maps["trace"].get(_u32(0)) or b"")
+
+    def attach(self, ifindex: int, hook: Hook, name: str) -> str:
+        """Puts a program on an interface's ingress, pinned as `name`: "tcx" or "clsact"."""
+        return attach.attach(ifindex, self._fds[hook], self._links, name)
+
+    def attached(self, ifindex: int, hook: Hook) -> str | None:
+        """How the program is in force on the interface's ingress now; None if it is not."""
+        return attach.attached(ifindex, self._fds[hook])
+
+    def detach(self, ifindex: int | None, name: str) -> None:
+        """Takes it off again. `ifindex` is None if the interface is gone."""
+        attach.detach(ifindex, self._links, name)
+
+    def links(self) -> frozenset[str]:
+        """The names that something is attached under."""
+        return attach.names(self._links)

@@ -1,0 +1,61 @@
+"""The compiled loader (fastpath/loader.c) under ctypes: loading the object, and the clsact hook."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from vfr.errors import KernelError
+
+BUILD = Path(__file__).resolve().parent.parent / "_build"
+OBJECT = BUILD / "vfr.bpf.o"
+_LOG_SIZE = 1 << 18
+
+
+class _Setting(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_char_p), ("value", ctypes.c_uint64)]
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    path = BUILD / "libvfrload.so"
+    if not path.exists() or not OBJECT.exists():
+        raise KernelError("looking for the compiled fastpath", 2, f"{path} is missing: run `make build`")
+    return ctypes.CDLL(str(path))
+
+
+def load(pins: Path, settings: Mapping[str, int]) -> None:
+    """Loads the object and pins its maps and programs, each under its own name, in `pins`.
+
+    `settings` are the object's `const volatile` variables. KernelError carries the verifier's log.
+    """
+    table = (_Setting * len(settings))(*[_Setting(k.encode(), v) for k, v in settings.items()])
+    log = ctypes.create_string_buffer(_LOG_SIZE)
+    err = _library().vfr_load(str(OBJECT).encode(), str(pins).encode(), table, len(settings), log, _LOG_SIZE)
+    if err:
+        raise KernelError("loading the fastpath", -err, log.value.decode(errors="replace").strip())
+
+
+def clsact_attach(ifindex: int, program: int) -> bool:
+    """Attaches by clsact, replacing what is on our place. True if the qdisc was made for it."""
+    result = int(_library().vfr_clsact_attach(ifindex, program))
+    if result < 0:
+        raise KernelError(f"attaching to interface {ifindex} by clsact", -result)
+    return bool(result)
+
+
+def clsact_program(ifindex: int) -> int | None:
+    """The number of the program on our place of the clsact hook, None if there is none."""
+    result = int(_library().vfr_clsact_program(ifindex))
+    return result if result > 0 else None
+
+
+def clsact_detach(ifindex: int, remove_qdisc: bool) -> None:
+    """Takes our program off the clsact hook, and the qdisc with it if it was made for us."""
+    if clsact_program(ifindex) is None:
+        return
+    result = int(_library().vfr_clsact_detach(ifindex, int(remove_qdisc)))
+    if result < 0:
+        raise KernelError(f"detaching from interface {ifindex}", -result)
