@@ -115,15 +115,25 @@ int vfr_load(const char *path, const char *directory, const struct vfr_setting *
 	return err;
 }
 
+/* The caller hears of a failure by its errno; libbpf need not print it too. */
+static int say_nothing(enum libbpf_print_level level, const char *format, va_list args)
+{
+	(void)level;
+	(void)format;
+	(void)args;
+	return 0;
+}
+
 /* clsact: for kernels without tcx. Returns 1 if the qdisc was made for this, 0 if it was there. */
 int vfr_clsact_attach(int ifindex, int program)
 {
 	DECLARE_LIBBPF_OPTS(bpf_tc_hook, hook, .ifindex = ifindex, .attach_point = BPF_TC_INGRESS);
 	DECLARE_LIBBPF_OPTS(bpf_tc_opts, opts, .prog_fd = program, .handle = 1, .priority = 1,
 			    .flags = BPF_TC_F_REPLACE);
-	int made = bpf_tc_hook_create(&hook);
-	int err;
+	int made, err;
 
+	libbpf_set_print(say_nothing);
+	made = bpf_tc_hook_create(&hook);
 	if (made && made != -EEXIST)
 		return made;
 	err = bpf_tc_attach(&hook, &opts);
@@ -135,8 +145,10 @@ int vfr_clsact_program(int ifindex)
 {
 	DECLARE_LIBBPF_OPTS(bpf_tc_hook, hook, .ifindex = ifindex, .attach_point = BPF_TC_INGRESS);
 	DECLARE_LIBBPF_OPTS(bpf_tc_opts, opts, .handle = 1, .priority = 1);
-	int err = bpf_tc_query(&hook, &opts);
+	int err;
 
+	libbpf_set_print(say_nothing);
+	err = bpf_tc_query(&hook, &opts);
 	return err ? err : (int)opts.prog_id;
 }
 
@@ -144,8 +156,10 @@ int vfr_clsact_detach(int ifindex, int remove_qdisc)
 {
 	DECLARE_LIBBPF_OPTS(bpf_tc_hook, hook, .ifindex = ifindex, .attach_point = BPF_TC_INGRESS);
 	DECLARE_LIBBPF_OPTS(bpf_tc_opts, opts, .handle = 1, .priority = 1);
-	int err = bpf_tc_detach(&hook, &opts);
+	int err;
 
+	libbpf_set_print(say_nothing);
+	err = bpf_tc_detach(&hook, &opts);
 	if (err || !remove_qdisc)
 		return err;
 	hook.attach_point = BPF_TC_INGRESS | BPF_TC_EGRESS;

@@ -130,7 +130,9 @@ def map_source(btf: Btf, definition: dict[str, Any]) -> str:
 def defined_structs(btf: Btf) -> list[dict[str, Any]]:
     """Our structs, members before those that contain them."""
     ours = {t["name"]: t for t in btf.named("STRUCT") if t["name"].startswith("vfr_")}
-    for name in [n for n in ours if n.endswith("_table") or n in ("vfr_pkt", "vfr_arp", "vfr_icmp", "vfr_inner_types")]:
+    for name in [
+        n for n in ours if n.endswith("_table") or n in ("vfr_pkt", "vfr_arp", "vfr_icmp", "vfr_inner_types")
+    ]:
         del ours[name]
     return sorted(ours.values(), key=lambda t: (t["name"] == "vfr_counters", t["name"]))
 
@@ -138,8 +140,11 @@ def defined_structs(btf: Btf) -> list[dict[str, Any]]:
 def main() -> None:
     btf = Btf(sys.argv[1])
     out = [HEADER]
-    out += [enum_source(t) for t in sorted(btf.named("ENUM"), key=lambda t: str(t["name"]))
-            if str(t["name"]).startswith("vfr_")]
+    out += [
+        enum_source(t)
+        for t in sorted(btf.named("ENUM"), key=lambda t: str(t["name"]))
+        if str(t["name"]).startswith("vfr_")
+    ]
     out += [struct_source(btf, t) for t in defined_structs(btf)]
     out.append("\n" + MAP_SPEC)
     for section in btf.named("DATASEC"):

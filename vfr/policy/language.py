@@ -149,7 +149,9 @@ def _syntax_error(error: Any, file: str, lines: list[str]) -> RuleError:
     source = lines[line - 1] if lines else ""
     column = len(source) + 1 if at_end else error.column
     word = _word_at(source, column)
-    names = set(getattr(error, "accepts", None) or getattr(error, "expected", None) or getattr(error, "allowed", ()))
+    names = set(
+        getattr(error, "accepts", None) or getattr(error, "expected", None) or getattr(error, "allowed", ())
+    )
     text = f"{word!r} is not expected here" if word else "the line ends too early"
     if names:
         text += f"; {_expected(names)} is"

@@ -1,0 +1,219 @@
+"""The command line. Each command asks a Router, and shows the answer for people or, with --json, whole."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vfr.errors import UsageError, VfrError
+from vfr.router import DomainStatus, NatStatus, Router
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="VFR: a virtual firewall-router for guests.")
+nat = typer.Typer(no_args_is_help=True, help="The way to the LAN, and the forwards from it.")
+domain = typer.Typer(no_args_is_help=True, help="Guests.")
+rules = typer.Typer(no_args_is_help=True, help="Rule files.")
+app.add_typer(nat, name="nat")
+app.add_typer(domain, name="domain")
+app.add_typer(rules, name="rules")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def _show(answer: Any, as_json: bool, human: Callable[[Any], None]) -> None:
+    if as_json:
+        print(json.dumps(answer, indent=2))
+    else:
+        human(answer)
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Plain columns: fast, and good to grep."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    for row in (head, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _range(text: str | None, option: str) -> tuple[int, int] | None:
+    """`2-19`, or one number for a range of one."""
+    if text is None:
+        return None
+    low, dash, high = text.partition("-")
+    try:
+        return int(low), int(high if dash else low)
+    except ValueError:
+        raise UsageError(f"{option} {text!r} is not a range; write it as 2-19") from None
+
+
+def _show_domains(answer: list[dict[str, Any]]) -> None:
+    if not answer:
+        print("no domains; add one with `vfr domain add NAME --netns N`")
+        return
+    head = ("NAME", "ADDRESS", "SSH FROM THE LAN", "INTERFACE", "KIND", "STATE")
+    rows = [
+        (d["name"], d["address"], f"port {d['forward']}" if d["forward"] else "-", d["interface"], d["kind"],
+         f"{d['state']}: {d['reason']}" if d["reason"] else d["state"])
+        for d in answer
+    ]
+    _table(head, rows)
+
+
+def _show_nat(answer: dict[str, Any]) -> None:
+    if not answer["enabled"]:
+        left = f"; {answer['domains']} domains stay, isolated" if answer["domains"] else ""
+        print(f"NAT is off{left}")
+        return
+    print(f"NAT is on: domains reach the LAN by {answer['uplink']} as {answer['address']}"
+          f" (rules: {answer['rules']}, ports {answer['ports']}, {answer['ports_per_domain']} a domain)")
+    if answer["attached_by"] is None:
+        print(f"but nothing is attached to {answer['uplink']}: run `vfr nat enable` to repair")
+    used = [f for f in answer["forwards"] if f["domain"]]
+    for f in used:
+        print(f"  {answer['address']}:{f['outside_port']} -> {f['domain']} ({f['address']}:{f['inside_port']})")
+    if not used:
+        print("  no domain has an address that a forward leads to")
+
+
+def _show_stats(answer: dict[str, dict[str, dict[str, int]]]) -> None:
+    rows = [
+        (who, verdict, str(count["packets"]), str(count["bytes"]))
+        for who, verdicts in answer.items()
+        for verdict, count in verdicts.items()
+    ]
+    _table(("WHO", "VERDICT", "PACKETS", "BYTES"), rows)
+
+
+def _domain(status: DomainStatus, as_json: bool) -> None:
+    _show(asdict(status), as_json, lambda answer: _show_domains([answer]))
+
+
+def _nat(status: NatStatus, as_json: bool) -> None:
+    _show(asdict(status), as_json, _show_nat)
+
+
+@nat.command("enable")
+def nat_enable(
+    uplink: Annotated[str | None, typer.Option(help="Interface to the LAN; that of the default route.")] = None,
+    address: Annotated[str | None, typer.Option(help="Which of the uplink's addresses, if it has several.")] = None,
+    forwards: Annotated[str | None, typer.Option(help="x for which 2200+x leads to 169.254.1.x:22 [2-19].")] = None,
+    ports: Annotated[str | None, typer.Option(help="Outside ports that domains share [16384-32767].")] = None,
+    ports_per_domain: Annotated[int | None, typer.Option(help="How many of them a domain owns [64].")] = None,
+    rules: Annotated[Path | None, typer.Option(help="Rule file [rules/xen.rules].")] = None,
+    json: Json = False,
+) -> None:
+    """Give every domain NAT to the LAN, and ssh from the LAN on port 2200+x."""
+    with Router() as router:
+        x, range_ = _range(forwards, "--forwards"), _range(ports, "--ports")
+        _nat(router.nat_enable(uplink, address, x, range_, ports_per_domain, rules), json)
+
+
+@nat.command("disable")
+def nat_disable(json: Json = False) -> None:
+    """Take back what `nat enable` made."""
+    with Router() as router:
+        _nat(router.nat_disable(), json)
+
+
+@nat.command("status")
+def nat_status(json: Json = False) -> None:
+    """Show the uplink and where each forward leads."""
+    with Router() as router:
+        _nat(router.nat_status(), json)
+
+
+@domain.command("add")
+def domain_add(
+    name: Annotated[str, typer.Argument(help="The domain's name.")],
+    netns: Annotated[str | None, typer.Option(help="A network namespace: its eth0 is made.")] = None,
+    tap: Annotated[str | None, typer.Option(help="A TAP of this name is made.")] = None,
+    device: Annotated[str | None, typer.Option(help="An interface that is there.")] = None,
+    address: Annotated[str | None, typer.Option(help="Its address [the next free one].")] = None,
+    mac: Annotated[str | None, typer.Option(help="Its MAC [derived from the name].")] = None,
+    json: Json = False,
+) -> None:
+    """Add a guest."""
+    with Router() as router:
+        _domain(router.add_domain(name, netns=netns, tap=tap, device=device, address=address, mac=mac), json)
+
+
+@domain.command("remove")
+def domain_remove(names: Annotated[list[str], typer.Argument(help="Names of domains.")], json: Json = False) -> None:
+    """Remove guests."""
+    with Router() as router:
+        router.remove_domain(*names)
+    _show({"removed": names}, json, lambda _: print(f"removed {', '.join(names)}"))
+
+
+@domain.command("list")
+def domain_list(json: Json = False) -> None:
+    """List guests."""
+    with Router() as router:
+        _show([asdict(d) for d in router.domains()], json, _show_domains)
+
+
+@domain.command("show")
+def domain_show(name: str, json: Json = False) -> None:
+    """Show one guest."""
+    with Router() as router:
+        answer = asdict(router.domain(name))
+        _show(answer, json, lambda d: _table(("WHAT", "IS"), [(k, str(v)) for k, v in d.items()]))
+
+
+@app.command()
+def stats(name: Annotated[str | None, typer.Argument()] = None, json: Json = False) -> None:
+    """Show what became of packets: per domain, by verdict."""
+    with Router() as router:
+        _show(router.stats(name), json, _show_stats)
+
+
+@app.command()
+def apply(
+    file: Path,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    json: Json = False,
+) -> None:
+    """Put a rule file in force."""
+    with Router() as router:
+        changes = router.preview_rules(file) if dry_run else []
+        if not dry_run:
+            router.apply_rules(file)
+    answer = {"file": str(file), "dry_run": dry_run, "changes": changes}
+    _show(answer, json, lambda _: print("\n".join(changes) if dry_run else f"{file} is in force"))
+
+
+@rules.command("check")
+def rules_check(file: Path, json: Json = False) -> None:
+    """Say whether a rule file is in order."""
+    from vfr.router import _read_rules
+
+    _read_rules(file)
+    _show({"file": str(file), "ok": True}, json, lambda _: print(f"{file}: in order"))
+
+
+def _run(arguments: list[str]) -> None:
+    try:
+        app(arguments, prog_name="vfr")
+    except VfrError as error:
+        print(f"vfr: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+def main() -> None:
+    """The `vfr` command."""
+    _run(sys.argv[1:])
+
+
+def xen_nat_enable() -> None:
+    """`xen_nat_enable [disable|status] ...`: the old script's name for `vfr nat enable`."""
+    arguments = sys.argv[1:]
+    verb = arguments.pop(0) if arguments and arguments[0] in ("enable", "disable", "status") else "enable"
+    _run(["nat", verb, *arguments])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,344 @@
+"""The executor: reads what is there, and carries out a plan's changes one small step at a time.
+
+Before each step `on_step` is called with its text; a process that dies there leaves something that the
+next command's plan completes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vfr._abi import Deliver
+from vfr.errors import KernelError
+from vfr.instance import Instance
+from vfr.kernel import guard, links, mounts
+from vfr.kernel.fastpath import Config, DomainRow, Fastpath, Forward, Quota
+from vfr.plan import DOM0_DEVICE, DOM0_VIF, GATEWAY_MAC, Actual, Change, Port, Vif
+
+if TYPE_CHECKING:
+    from vfr.policy import CompiledPolicy
+
+ALIAS = "vfr:"
+# What the host's stack is told about a VIF, so that even with no program and no nftables it takes
+# nothing that a guest sends: no route leads there, so strict reverse path filtering drops every source.
+HARDENING = {
+    ("ipv4", "rp_filter"): 1,
+    ("ipv4", "forwarding"): 0,
+    ("ipv4", "accept_redirects"): 0,
+    ("ipv6", "disable_ipv6"): 1,
+}
+_PARENTS = (Path("/run/vfr/netns"), Path("/run/vfr"))
+QUOTA = Quota(sessions=2048, inbound=1024, mappings=0)
+DOM0_QUOTA = Quota(sessions=8192, inbound=16, mappings=16)
+
+
+def _owner(link: links.Link) -> int | None:
+    number = link.alias.removeprefix(ALIAS).split(" ")[0]
+    return int(number) if link.alias.startswith(ALIAS) and number.isdigit() else None
+
+
+class Host:
+    """The kernel side of one instance. Close it when done."""
+
+    def __init__(self, instance: Instance, on_step: Callable[[str], None] | None = None) -> None:
+        self.instance = instance
+        self.pins = mounts.seen_from_here(instance.bpffs)
+        self.note = instance.runtime / "guard"
+        self.policy: CompiledPolicy | None = None
+        self._on_step = on_step
+        self._fastpath: Fastpath | None = None
+        if mounts.is_mounted(instance.bpffs):
+            self._fastpath = Fastpath.open(self.pins)
+
+    def close(self) -> None:
+        if self._fastpath:
+            self._fastpath.close()
+            self._fastpath = None
+
+    @property
+    def fastpath(self) -> Fastpath:
+        assert self._fastpath is not None, "a plan loads the fastpath before it uses it"
+        return self._fastpath
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._fastpath is not None
+
+    def _step(self, text: str) -> None:
+        if self._on_step:
+            self._on_step(text)
+
+    # Reading
+
+    def read(self, pool: IPv4Network, uplink: str | None) -> Actual:
+        """What is there now."""
+        ports = {name: self._port(link, uplink) for name, link in links.links().items()}
+        mounted = mounts.is_mounted(self.instance.bpffs)
+        in_force = guard.in_force(self.note)
+        if not self.is_loaded:
+            return Actual(mounted=mounted, ports=ports, guard=in_force)
+        dom0 = ports.get(DOM0_DEVICE)
+        routes = links.routes_of(dom0.index) if dom0 else {}
+        fp = self.fastpath
+        return Actual(
+            mounted=mounted,
+            loaded=True,
+            ports=ports,
+            config=fp.config(),
+            domains=fp.domains(),
+            vifs=fp.vifs(),
+            addresses=fp.addresses(),
+            tables=fp.tables(),
+            forwards=fp.forwards(),
+            pins=fp.links(),
+            digest=fp.policy_digest(),
+            guard=in_force,
+            routes=frozenset(routes),
+            localnet=bool(dom0 and links.get_conf(DOM0_DEVICE, "route_localnet")),
+        )
+
+    def _port(self, link: links.Link, uplink: str | None) -> Port:
+        owner = _owner(link)
+        attached = None
+        if self.is_loaded and (owner is not None or link.name == uplink):
+            attached = self.fastpath.attached(link.index, "uplink" if link.name == uplink else "vif")
+        hardened = owner is not None and link.noarp and all(
+            links.get_conf(link.name, name, family) in (value, None) for (family, name), value in HARDENING.items()
+        )
+        return Port(link.index, link.up, link.mtu, hardened, owner, attached)
+
+    # Doing
+
+    def apply(self, changes: list[Change]) -> None:
+        """Carries the changes out, in order. KernelError from the first that fails."""
+        for change in changes:
+            self._step(change.text)
+            getattr(self, change.verb)(*change.args)
+
+    def mount(self) -> None:
+        mounts.mount(self.instance.bpffs)
+
+    def load(self) -> None:
+        self._fastpath = Fastpath.load(self.pins)
+
+    def write_guard(self, wanted: guard.Guard) -> None:
+        guard.install(wanted, self.note)
+
+    def configure(self, config: Config, outside_before: IPv4Address | None) -> None:
+        """A new outside address ends what was translated to the old one."""
+        fp = self.fastpath
+        fp.set_config(config)
+        if outside_before is not None and outside_before != config.outside:
+            for slot, row in fp.domains().items():
+                fp.new_tables(slot, self._quota(slot, row.port_count))
+                fp.clear_block(row.port_low, row.port_count)
+
+    def clear_vif(self, index: int) -> None:
+        self.fastpath.clear_vif(index)
+
+    def clear_address(self, address: IPv4Address) -> None:
+        self.fastpath.clear_address(address)
+
+    def clear_slot(self, slot: int, port_low: int, port_count: int) -> None:
+        self.fastpath.clear_domain(slot)
+        self.fastpath.drop_tables(slot)
+        self.fastpath.clear_block(port_low, port_count)
+
+    def drop_tables(self, slot: int) -> None:
+        self.fastpath.drop_tables(slot)
+
+    def unpin(self, name: str) -> None:
+        link = links.links().get(name.removeprefix("uplink-"))
+        self.fastpath.detach(link.index if link else None, name)
+
+    def set_forward(self, forward: Forward) -> None:
+        self.fastpath.set_forward(forward)
+
+    def clear_forward(self, forward: Forward) -> None:
+        self.fastpath.clear_forward(forward.protocol, forward.outside_port)
+
+    def replace_policy(self) -> None:
+        assert self.policy is not None
+        self.fastpath.replace_policy(self.policy)
+
+    def route(self, net: IPv4Network) -> None:
+        device = links.links()[DOM0_DEVICE]
+        config = self.fastpath.config()
+        assert config is not None
+        links.replace_route(device.index, net, config.gateway)
+
+    def unroute(self, net: IPv4Network) -> None:
+        links.delete_route(links.links()[DOM0_DEVICE].index, net)
+
+    def attach_uplink(self, name: str, index: int) -> None:
+        self.fastpath.attach(index, "uplink", f"uplink-{name}")
+
+    def set_localnet(self, on: bool) -> None:
+        """127/8 may come back from vfr0: the answers to the host's own use of its forwards. The
+        fastpath drops whatever else a guest would send there."""
+        links.set_conf(DOM0_DEVICE, "route_localnet", int(on))
+
+    @staticmethod
+    def _quota(slot: int, port_count: int) -> Quota:
+        return Quota(QUOTA.sessions, QUOTA.inbound, 3 * port_count) if slot else DOM0_QUOTA
+
+    # One VIF, filter first, link up second
+
+    def bring_up(self, vif: Vif, mtu: int) -> None:
+        """Makes a VIF what it is to be, whatever state it is in."""
+        link = self._made(vif, mtu)
+        fp = self.fastpath
+        if fp.attached(link.index, "vif") is None or fp.vifs().get(link.index) != vif.slot:
+            self._step(f"{vif.interface}: down while it is not filtered")
+            links.set_link(link.index, state="down")
+        self._harden(vif, link, mtu)
+        self._enter(vif, link)
+        self._step(f"{vif.interface}: attach")
+        fp.attach(link.index, "vif", vif.interface)
+        if vif.netns:
+            self._step(f"{vif.interface}: configure the guest's end")
+            links.configure_guest(vif.netns, "eth0", vif.address, self._gateway())
+        if vif.device != vif.interface:
+            self._dom0_device()
+        self._step(f"{vif.interface}: up")
+        links.set_link(link.index, state="up")
+
+    def _gateway(self) -> IPv4Address:
+        config = self.fastpath.config()
+        assert config is not None
+        return config.gateway
+
+    def _made(self, vif: Vif, mtu: int) -> links.Link:
+        """The interface, made now if need be. One of ours that has no owner yet broke off: again."""
+        link = links.links().get(vif.interface)
+        if link and vif.kind != "device" and _owner(link) != vif.id:
+            self._step(f"{vif.interface}: remove what an interrupted command left")
+            links.delete_link(vif.interface)
+            link = None
+        if link is None:
+            self._step(f"{vif.interface}: make it")
+            self._make(vif, mtu)
+            link = links.links()[vif.interface]
+        return link
+
+    @staticmethod
+    def _make(vif: Vif, mtu: int) -> None:
+        if vif.kind == "device":
+            raise KernelError(f"looking for the interface {vif.interface}", 19)
+        if vif.kind == "tap":
+            links.make_tap(vif.interface)
+        elif vif.kind == "dom0":
+            links.make_veth(vif.interface, vif.device, None, GATEWAY_MAC, vif.mac, mtu)
+        else:
+            links.make_veth(vif.interface, "eth0", vif.netns, GATEWAY_MAC, vif.mac, mtu)
+
+    def _harden(self, vif: Vif, link: links.Link, mtu: int) -> None:
+        self._step(f"{vif.interface}: nothing for the host's stack")
+        if _owner(link) != vif.id:
+            links.set_link(link.index, ifalias=f"{ALIAS}{vif.id}{self._memory(vif, link)}")
+        links.set_noarp(link.index, True)
+        for (family, name), value in HARDENING.items():
+            links.set_conf(vif.interface, name, value, family)
+        if vif.kind == "tap":
+            links.set_link(link.index, address=GATEWAY_MAC)
+        if vif.kind != "device" and link.mtu != mtu:
+            links.set_link(link.index, mtu=mtu)
+
+    @staticmethod
+    def _memory(vif: Vif, link: links.Link) -> str:
+        """What a given device was like, kept in its own alias so that it goes where the device goes."""
+        if vif.kind != "device":
+            return ""
+        conf = {f"{f}.{n}": links.get_conf(vif.interface, n, f) for f, n in HARDENING}
+        return " " + json.dumps({"up": link.up, "noarp": link.noarp, "conf": conf, "alias": link.alias})
+
+    def _enter(self, vif: Vif, link: links.Link) -> None:
+        """The rows, in the order in which nothing points to what is not there yet."""
+        fp = self.fastpath
+        row = fp.domains().get(vif.slot)
+        if row is None or row.generation != vif.id or vif.slot not in fp.tables():
+            self._step(f"{vif.interface}: fresh tables")
+            fp.clear_domain(vif.slot)
+            fp.new_tables(vif.slot, self._quota(vif.slot, vif.port_count))
+            fp.clear_block(vif.port_low, vif.port_count)
+            fp.reset_counters(vif.slot)
+        self._step(f"{vif.interface}: enter the domain")
+        device = links.links()[vif.device]
+        deliver = {"dom0": Deliver.DELIVER_DOM0, "netns": Deliver.DELIVER_PEER}.get(vif.kind, Deliver.DELIVER_DEVICE)
+        fp.set_domain(
+            vif.slot,
+            DomainRow(vif.id, vif.address, vif.mac, device.index, device.mtu, deliver, vif.port_low, vif.port_count),
+        )
+        fp.set_address(vif.address, vif.slot)
+        fp.set_vif(link.index, vif.slot)
+
+    def _dom0_device(self) -> None:
+        """Domain 0's own end: its address, and up. Routes follow."""
+        device = links.links()[DOM0_DEVICE]
+        self._step(f"{DOM0_DEVICE}: address and up")
+        links.set_conf(DOM0_DEVICE, "disable_ipv6", 1, "ipv6")
+        links.add_address(device.index, IPv4Interface(f"{self._gateway()}/32"))
+        links.set_link(device.index, state="up")
+
+    # The way out
+
+    def take_down(self, name: str) -> None:
+        """An interface that is nobody's any more: ours is deleted, a given one goes back as it was."""
+        link = links.links().get(name)
+        if link is None:
+            return
+        _, _, memory = link.alias.partition(" ")
+        if not memory:
+            links.delete_link(name)
+            return
+        self._step(f"{name}: down")
+        links.set_link(link.index, state="down")
+        if self.is_loaded:
+            self.fastpath.clear_vif(link.index)
+            self.fastpath.detach(link.index, name)
+        self._step(f"{name}: as it was")
+        before = json.loads(memory)
+        for key, value in before["conf"].items():
+            family, _, conf = key.partition(".")
+            if value is not None:
+                links.set_conf(name, conf, value, family)
+        links.set_noarp(link.index, before["noarp"])
+        links.set_link(link.index, ifalias=before["alias"])
+        if before["up"]:
+            links.set_link(link.index, state="up")
+
+    def tear_down(self) -> None:
+        """Gives everything back: interfaces, uplink, programs and maps, guard, mount, directories."""
+        for name, link in links.links().items():
+            if _owner(link) is not None and name != DOM0_DEVICE:
+                self._step(f"remove {name}")
+                self.take_down(name)
+        if self.is_loaded:
+            for name in self.fastpath.links():
+                self._step(f"unpin {name}")
+                self.unpin(name)
+            self.close()
+        if mounts.is_mounted(self.instance.bpffs):
+            self._step("unload the fastpath")
+            Fastpath.unload(self.pins)
+            mounts.unmount(self.instance.bpffs)
+        self._step("remove the nftables guard")
+        guard.remove()
+        self._step("remove the directories")
+        self._remove_files()
+
+    def _remove_files(self) -> None:
+        """Our files, the lock last, then every directory that nobody else's VFR is in."""
+        instance = self.instance
+        journal = instance.registry.with_name(instance.registry.name + "-journal")
+        for path in (self.note, journal, instance.registry, instance.lock):
+            path.unlink(missing_ok=True)
+        for directory in (instance.bpffs, instance.state, instance.runtime, *_PARENTS):
+            with suppress(FileNotFoundError):
+                if not any(directory.iterdir()):
+                    directory.rmdir()

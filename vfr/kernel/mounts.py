@@ -1,0 +1,80 @@
+"""The bpffs that holds the pins: VFR's own mount, in the machine's mount namespace.
+
+`ip netns exec` gives its command a private mount namespace, where a mount would die with the command,
+and the firewall with it. There the mount is made by a child that enters the machine's, and the pins are
+reached through /proc/PID/root of a process that lives there (instance.home_process).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+from vfr.errors import KernelError
+from vfr.instance import home_process
+
+_CLONE_NEWNS = 0x00020000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _is_elsewhere() -> bool:
+    return os.stat("/proc/self/ns/mnt").st_ino != os.stat(f"/proc/{home_process()}/ns/mnt").st_ino
+
+
+def seen_from_here(path: Path) -> Path:
+    """A path of the machine's mount namespace as this process reaches it."""
+    return Path(f"/proc/{home_process()}/root") / path.relative_to("/") if _is_elsewhere() else path
+
+
+def is_mounted(path: Path) -> bool:
+    """Whether a bpffs is mounted there, in the machine's mount namespace."""
+    fields = (line.split() for line in Path(f"/proc/{home_process()}/mounts").read_text().splitlines())
+    return any(f[1] == str(path) and f[2] == "bpf" for f in fields)
+
+
+def _enter_home() -> None:
+    with open(f"/proc/{home_process()}/ns/mnt") as ns:
+        if _libc.setns(ns.fileno(), _CLONE_NEWNS):
+            raise OSError(ctypes.get_errno(), "setns")
+
+
+def _mount(path: Path) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    if _libc.mount(b"vfr", os.fsencode(path), b"bpf", 0, b"mode=0700"):
+        raise OSError(ctypes.get_errno(), "mount")
+
+
+def _umount(path: Path) -> None:
+    if _libc.umount2(os.fsencode(path), 2):  # MNT_DETACH: somebody's open file must not keep it
+        raise OSError(ctypes.get_errno(), "umount")
+
+
+def _at_home(what: str, path: Path) -> None:
+    """Runs _mount or _umount in a child in the machine's mount namespace."""
+    home_process()  # found by our own ancestors, not by the child's
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            if _is_elsewhere():
+                _enter_home()
+            (_mount if what == "mounting" else _umount)(path)
+            code = 0
+        except OSError as error:
+            code = error.errno or 1
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code:
+        raise KernelError(f"{what} the bpffs {path}", abs(code))
+
+
+def mount(path: Path) -> None:
+    """Mounts a bpffs there, making the directory."""
+    _at_home("mounting", path)
+
+
+def unmount(path: Path) -> None:
+    """Takes the bpffs away, and with it every pin."""
+    _at_home("unmounting", path)

@@ -1,0 +1,197 @@
+"""From what is wanted and what is there to what is to be done. Pure: no kernel, no files.
+
+The order is the safety: the guard and the fastpath before the first interface, an interface's filter
+before it goes up, and on the way out the interface first and what it was filtered by last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+
+from vfr.kernel.fastpath import Config, DomainRow, Forward
+from vfr.kernel.guard import Guard, is_wanted
+
+GATEWAY_MAC = "fe:ff:ff:ff:ff:ff"
+DOM0_DEVICE, DOM0_VIF = "vfr0", "vif0"
+
+
+@dataclass(frozen=True, slots=True)
+class Vif:
+    """A domain's interface as it is to be. `device` is where packets are handed over: for domain 0 the
+    other end. `there` is False if its namespace or device is gone, and it can't be made now."""
+
+    id: int
+    kind: str
+    interface: str
+    device: str
+    netns: str | None
+    address: IPv4Address
+    mac: str
+    slot: int
+    port_low: int
+    port_count: int
+    there: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Uplink:
+    """The interface to the LAN."""
+
+    name: str
+    index: int
+    mtu: int
+    address: IPv4Address
+    lan: IPv4Network
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The whole router. No VIFs at all means that there is to be none."""
+
+    vifs: tuple[Vif, ...]
+    config: Config
+    mtu: int
+    guard: Guard
+    digest: str
+    uplink: Uplink | None = None
+    forwards: frozenset[Forward] = frozenset()
+    routes: frozenset[IPv4Network] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An interface as it is. `owner` is the id in its alias, None if it is not ours."""
+
+    index: int
+    up: bool
+    mtu: int
+    hardened: bool
+    owner: int | None
+    attached: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Actual:
+    """What is there. Everything below `loaded` is empty while it is False."""
+
+    mounted: bool = False
+    loaded: bool = False
+    ports: Mapping[str, Port] = field(default_factory=dict)
+    config: Config | None = None
+    domains: Mapping[int, DomainRow] = field(default_factory=dict)
+    vifs: Mapping[int, int] = field(default_factory=dict)
+    addresses: Mapping[IPv4Address, int] = field(default_factory=dict)
+    tables: frozenset[int] = frozenset()
+    forwards: frozenset[Forward] = frozenset()
+    pins: frozenset[str] = frozenset()
+    digest: str | None = None
+    guard: str | None = None
+    routes: frozenset[IPv4Network] = frozenset()
+    localnet: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One thing to do: a sentence, and the executor's verb with its arguments."""
+
+    text: str
+    verb: str
+    args: tuple[object, ...] = ()
+
+
+def is_up(vif: Vif, actual: Actual) -> bool:
+    """Whether a VIF is as it is to be, filter and all."""
+    port, device = actual.ports.get(vif.interface), actual.ports.get(vif.device)
+    row = actual.domains.get(vif.slot)
+    return (
+        port is not None
+        and device is not None
+        and row is not None
+        and (port.owner, port.up, port.hardened) == (vif.id, True, True)
+        and port.attached is not None
+        and vif.interface in actual.pins
+        and (row.generation, row.address, row.mac) == (vif.id, vif.address, vif.mac)
+        and (row.ifindex, row.mtu, row.port_low, row.port_count)
+        == (device.index, device.mtu, vif.port_low, vif.port_count)
+        and actual.vifs.get(port.index) == vif.slot
+        and actual.addresses.get(vif.address) == vif.slot
+        and vif.slot in actual.tables
+    )
+
+
+def _removals(wanted: Wanted, actual: Actual) -> list[Change]:
+    """What belongs to nobody any more: interfaces first, then every row that speaks of them."""
+    ours = {vif.interface: vif.id for vif in wanted.vifs}
+    ours[DOM0_DEVICE] = ours.get(DOM0_VIF, -1)
+    gone = [
+        Change(f"take {name} down", "take_down", (name,))
+        for name, port in actual.ports.items()
+        if port.owner is not None and ours.get(name) != port.owner
+    ]
+    slots = {vif.slot: vif for vif in wanted.vifs}
+    indexes = {actual.ports[name].index for name in ours if name in actual.ports}
+    gone += [Change(f"forget interface {i}", "clear_vif", (i,)) for i in actual.vifs if i not in indexes]
+    for address, slot in actual.addresses.items():
+        if slot not in slots or slots[slot].address != address:
+            gone.append(Change(f"forget {address}", "clear_address", (address,)))
+    gone += [
+        Change(f"empty slot {slot}", "clear_slot", (slot, row.port_low, row.port_count))
+        for slot, row in actual.domains.items()
+        if slot not in slots or slots[slot].id != row.generation
+    ]
+    gone += [
+        Change(f"drop the tables of slot {slot}", "drop_tables", (slot,))
+        for slot in actual.tables - slots.keys()
+        if slot not in actual.domains
+    ]
+    keep = {*ours, f"uplink-{wanted.uplink.name}" if wanted.uplink else ""}
+    gone += [Change(f"unpin {name}", "unpin", (name,)) for name in sorted(actual.pins - keep)]
+    return gone
+
+
+def _nat(wanted: Wanted, actual: Actual) -> list[Change]:
+    todo = []
+    for forward in sorted(actual.forwards - wanted.forwards, key=lambda f: f.outside_port):
+        todo.append(Change(f"close port {forward.outside_port}", "clear_forward", (forward,)))
+    if actual.config != wanted.config:
+        before = actual.config.outside if actual.config else None
+        todo.append(Change("set the configuration", "configure", (wanted.config, before)))
+    for forward in sorted(wanted.forwards - actual.forwards, key=lambda f: f.outside_port):
+        todo.append(Change(f"open port {forward.outside_port}", "set_forward", (forward,)))
+    return todo
+
+
+def _uplink(wanted: Wanted, actual: Actual) -> list[Change]:
+    todo = []
+    up = wanted.uplink
+    if up and (actual.ports[up.name].attached is None or f"uplink-{up.name}" not in actual.pins):
+        todo.append(Change(f"attach to the uplink {up.name}", "attach_uplink", (up.name, up.index)))
+    if actual.localnet != (up is not None):
+        todo.append(Change("let localhost use forwards", "set_localnet", (up is not None,)))
+    return todo
+
+
+def plan(wanted: Wanted, actual: Actual) -> list[Change]:
+    """The changes that make `actual` into `wanted`, in the order in which they are safe."""
+    if not wanted.vifs:
+        return [Change("remove everything", "tear_down")]
+    todo = [] if actual.mounted else [Change("mount the bpffs", "mount")]
+    if not actual.loaded:
+        todo.append(Change("load the fastpath", "load"))
+        actual = Actual(ports=actual.ports, guard=actual.guard)
+    todo += _removals(wanted, actual)
+    if not is_wanted(wanted.guard, actual.guard):
+        todo.append(Change("write the nftables guard", "write_guard", (wanted.guard,)))
+    todo += _nat(wanted, actual)
+    todo += [
+        Change(f"bring {vif.interface} up", "bring_up", (vif, wanted.mtu))
+        for vif in wanted.vifs
+        if vif.there and not is_up(vif, actual)
+    ]
+    if actual.digest != wanted.digest:
+        todo.append(Change("replace the policy", "replace_policy"))
+    todo += [Change(f"route {net} to {DOM0_DEVICE}", "route", (net,)) for net in sorted(wanted.routes - actual.routes)]
+    todo += [Change(f"no route to {net}", "unroute", (net,)) for net in sorted(actual.routes - wanted.routes)]
+    return todo + _uplink(wanted, actual)

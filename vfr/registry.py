@@ -1,0 +1,228 @@
+"""What is wanted, on disk: the domains and the settings, in SQLite. And the lock that commands take turns by.
+
+The registry is the intent. It is written before the kernel is touched, so a command that dies half-way
+leaves behind what the next one needs to finish the work.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+from vfr.errors import RegistryError
+
+SCHEMA = 1
+LOCK_WAIT_S = 120
+_TABLES = """
+CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE domains (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE,
+    kind TEXT NOT NULL,
+    netns TEXT,
+    interface TEXT NOT NULL UNIQUE,
+    address TEXT NOT NULL UNIQUE,
+    mac TEXT NOT NULL UNIQUE,
+    slot INTEGER NOT NULL UNIQUE,
+    port_low INTEGER NOT NULL UNIQUE,
+    port_count INTEGER NOT NULL
+);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Nat:
+    """The settings of `vfr nat enable`. Ports and x are (low, high), both included."""
+
+    uplink: str
+    address: IPv4Address
+    forwards: tuple[int, int]
+    ports: tuple[int, int]
+    ports_per_domain: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The rule file in force: its name, and its text as it was when it was read."""
+
+    file: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """One domain as it is wanted. `id` is never given twice."""
+
+    id: int
+    name: str
+    kind: str
+    netns: str | None
+    interface: str
+    address: IPv4Address
+    mac: str
+    slot: int
+    port_low: int
+    port_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """Everything the registry says."""
+
+    domains: tuple[Domain, ...] = ()
+    nat: Nat | None = None
+    rules: Rules | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.domains and self.nat is None
+
+
+def _nat(text: str) -> Nat:
+    raw = json.loads(text)
+    return Nat(
+        raw["uplink"],
+        IPv4Address(raw["address"]),
+        (raw["forwards"][0], raw["forwards"][1]),
+        (raw["ports"][0], raw["ports"][1]),
+        raw["ports_per_domain"],
+    )
+
+
+class Registry:
+    """An open registry. Changes are inside `transaction()`; nothing else writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._db = sqlite3.connect(path, timeout=LOCK_WAIT_S, isolation_level=None)
+            self._prepare()
+        except sqlite3.Error as error:
+            raise self._broken(error) from None
+
+    def _broken(self, error: Exception) -> RegistryError:
+        return RegistryError(
+            f"the registry {self.path} cannot be used ({error}); move it away and run `vfr nat enable` and"
+            " `vfr domain add` again: nothing passes meanwhile that was not allowed before"
+        )
+
+    def _prepare(self) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            self._db.executescript(f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version = {SCHEMA};COMMIT;")
+        elif version != SCHEMA:
+            raise sqlite3.DatabaseError(f"it is of version {version}, this program knows {SCHEMA}")
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing, and on disk at the end."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise self._broken(error) from None
+
+    def read(self) -> Contents:
+        """Everything, as of one moment."""
+        try:
+            rows = self._db.execute(
+                "SELECT id, name, kind, netns, interface, address, mac, slot, port_low, port_count"
+                " FROM domains ORDER BY id"
+            ).fetchall()
+            settings = dict(self._db.execute("SELECT name, value FROM settings").fetchall())
+        except sqlite3.Error as error:
+            raise self._broken(error) from None
+        domains = tuple(Domain(*row[:5], IPv4Address(row[5]), *row[6:10]) for row in rows)
+        nat = _nat(settings["nat"]) if "nat" in settings else None
+        rules = Rules(**json.loads(settings["rules"])) if "rules" in settings else None
+        return Contents(domains, nat, rules)
+
+    def write(self, wanted: Contents) -> None:
+        """Makes the registry say exactly this. Inside a transaction. New domains carry their ids already."""
+        self._db.execute("DELETE FROM domains")
+        self._db.execute("DELETE FROM settings")
+        for d in wanted.domains:
+            row = {**asdict(d), "address": str(d.address)}
+            names = ", ".join(row)
+            marks = ", ".join(f":{name}" for name in row)
+            self._db.execute(f"INSERT INTO domains ({names}) VALUES ({marks})", row)  # noqa: S608 our own names
+        for name, value in (("nat", wanted.nat), ("rules", wanted.rules)):
+            if value is not None:
+                self._db.execute("INSERT INTO settings VALUES (?, ?)", (name, json.dumps(asdict(value), default=str)))
+
+    def next_id(self) -> int:
+        """An id that no domain has had, nor will have. Inside a transaction."""
+        row: Any = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'domains'").fetchone()
+        return int(row[0]) + 1 if row else 1
+
+
+def read_only(path: Path) -> Contents:
+    """What the registry says, without making one, or waiting for a command that is at work."""
+    if not path.exists():
+        return Contents()
+    registry = Registry(path)
+    try:
+        return registry.read()
+    finally:
+        registry.close()
+
+
+def _holder(path: Path) -> str:
+    pid = path.read_text().strip()
+    return f"process {pid}" if pid else "another process"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Commands that change something, one after the other. RegistryError after LOCK_WAIT_S seconds.
+
+    The last command to leave deletes the lock's file with everything else, so a lock counts only if
+    its file is still the one that the path names.
+    """
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            continue  # the directory went away in between
+        try:
+            _wait(handle, path, deadline)
+            if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
+                os.truncate(handle, 0)
+                os.write(handle, str(os.getpid()).encode())
+                yield
+                return
+        finally:
+            os.close(handle)
+
+
+def _wait(handle: int, path: Path, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise RegistryError(
+                    f"{_holder(path)} has been changing this router for {LOCK_WAIT_S} s; wait for it, or end it"
+                ) from None
+            time.sleep(0.02)
+        else:
+            return
