@@ -13,7 +13,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,10 @@ class Registry:
             settings = dict(self._db.execute("SELECT name, value FROM settings").fetchall())
         except sqlite3.Error as error:
             raise self._broken(error) from None
-        domains = tuple(Domain(*row[:5], IPv4Address(row[5]), *row[6:10]) for row in rows)
+        names = [f.name for f in fields(Domain)]
+        domains = tuple(
+            Domain(**{**dict(zip(names, row, strict=True)), "address": IPv4Address(row[5])}) for row in rows
+        )
         nat = _nat(settings["nat"]) if "nat" in settings else None
         rules = Rules(**json.loads(settings["rules"])) if "rules" in settings else None
         return Contents(domains, nat, rules)

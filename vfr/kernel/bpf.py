@@ -203,7 +203,9 @@ class Map:
 
     def delete(self, key: bytes) -> bool:
         """Whether there was something to delete."""
-        result = _call(MAP_DELETE, self._elem(key))
+        elem = self._elem(key)
+        elem.value = 0  # the kernel insists that what a command does not use is zero
+        result = _call(MAP_DELETE, elem)
         if result < 0 and result != -errno.ENOENT:
             raise KernelError(f"deleting from the map {self.name}", -result)
         return result >= 0

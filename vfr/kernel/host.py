@@ -338,7 +338,7 @@ class Host:
         journal = instance.registry.with_name(instance.registry.name + "-journal")
         for path in (self.note, journal, instance.registry, instance.lock):
             path.unlink(missing_ok=True)
-        for directory in (instance.bpffs, instance.state, instance.runtime, *_PARENTS):
+        for directory in (instance.state, instance.runtime, *_PARENTS):
             with suppress(FileNotFoundError):
                 if not any(directory.iterdir()):
                     directory.rmdir()

@@ -48,6 +48,7 @@ def _mount(path: Path) -> None:
 def _umount(path: Path) -> None:
     if _libc.umount2(os.fsencode(path), 2):  # MNT_DETACH: somebody's open file must not keep it
         raise OSError(ctypes.get_errno(), "umount")
+    path.rmdir()  # from here, since a private namespace may still have the mount, and it would be busy
 
 
 def _at_home(what: str, path: Path) -> None:
@@ -76,5 +77,5 @@ def mount(path: Path) -> None:
 
 
 def unmount(path: Path) -> None:
-    """Takes the bpffs away, and with it every pin."""
+    """Takes the bpffs and its directory away, and with them every pin."""
     _at_home("unmounting", path)

@@ -149,9 +149,7 @@ def _syntax_error(error: Any, file: str, lines: list[str]) -> RuleError:
     source = lines[line - 1] if lines else ""
     column = len(source) + 1 if at_end else error.column
     word = _word_at(source, column)
-    names = set(
-        getattr(error, "accepts", None) or getattr(error, "expected", None) or getattr(error, "allowed", ())
-    )
+    names = {str(n) for kind in ("accepts", "expected", "allowed") for n in getattr(error, kind, None) or ()}
     text = f"{word!r} is not expected here" if word else "the line ends too early"
     if names:
         text += f"; {_expected(names)} is"

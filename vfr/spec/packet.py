@@ -22,7 +22,7 @@ _CHECKSUM_AT = {TCP: _L4 + 16, UDP: _L4 + 6, ICMP: _L4 + 2}
 
 def ones_sum(data: bytes) -> int:
     """The 16-bit ones' complement sum."""
-    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return total
