@@ -1,0 +1,39 @@
+"""tcpdump on a node's interface, while something happens."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+from types import TracebackType
+
+from vfr_lab.lab import Lab, LabError, run
+
+
+class Capture:
+    """Everything an interface sees between `with` and its end. `lines` is tcpdump's text of it."""
+
+    def __init__(self, lab: Lab, node: str, interface: str = "eth0") -> None:
+        self.file: Path = lab.files / f"{node}-{interface}-{id(self)}.pcap"
+        tcpdump = ["tcpdump", "-Z", "root", "--immediate-mode", "-U", "-n", "-i", interface, "-w", str(self.file)]
+        # Only the node's network: in its PID namespace a signal would end nsenter, not tcpdump.
+        self._argv = ["ip", "netns", "exec", lab.netns(node), *tcpdump]
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Capture:
+        self._process = subprocess.Popen(self._argv, stderr=subprocess.PIPE, text=True)
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            if "listening on" in line:
+                return self
+        raise LabError(f"{' '.join(self._argv)} did not start: exit {self._process.wait()}")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGINT)
+        self._process.communicate(timeout=10)
+
+    def lines(self, expression: str = "") -> list[str]:
+        """One line a packet, of those that match a tcpdump expression."""
+        read = ["tcpdump", "-nn", "-r", str(self.file), *([expression] if expression else [])]
+        return run(read).stdout.splitlines()

@@ -1,0 +1,89 @@
+"""The vfr-lab command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vfr_lab.lab import Lab, LabError
+from vfr_lab.prove import prove as prove_all
+from vfr_lab.scenario import SCENARIOS
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="The VFR lab: guests, a host, a LAN and an internet, in network namespaces.",
+)
+Prefix = Annotated[str, typer.Option(help="What every namespace's name begins with.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+@app.command()
+def up(scenario: str = "xen", prefix: Prefix = "lab-") -> None:
+    """Bring a lab up, or leave it if it is."""
+    if scenario not in SCENARIOS:
+        raise LabError(f"there is no scenario {scenario!r}; there are: {', '.join(SCENARIOS)}")
+    lab = Lab(SCENARIOS[scenario], prefix)
+    already = lab.is_up()
+    lab.up()
+    print(f"the lab {scenario} is up{' already' if already else ''}: try `ip netns exec {prefix}lan1 bash`")
+
+
+@app.command()
+def down(prefix: Prefix = "lab-") -> None:
+    """Take a lab down; nothing of it remains."""
+    Lab(prefix=prefix).down()
+    print("the lab is down")
+
+
+@app.command()
+def status(prefix: Prefix = "lab-", json_: Json = False) -> None:
+    """Show a lab's nodes. Exit status 1 if it is not up."""
+    answer = Lab(prefix=prefix).status()
+    if json_:
+        print(json.dumps(answer, indent=2))
+    else:
+        print(f"scenario {answer['scenario']}: {'up' if answer['up'] else 'not up'}")
+        nodes: list[dict[str, object]] = answer["nodes"]  # type: ignore[assignment]
+        for node in nodes:
+            print(f"  {node['node']:8} {node['netns'] or '-':12} {node['pid'] or ''}")
+    sys.exit(0 if answer["up"] else 1)
+
+
+@app.command("exec", context_settings={"ignore_unknown_options": True})
+def exec_(node: str, command: Annotated[list[str], typer.Argument()], prefix: Prefix = "lab-") -> None:
+    """Run a command in a node: `vfr-lab exec web -- hostname`."""
+    sys.exit(subprocess.run(Lab(prefix=prefix).argv(node, command), check=False).returncode)
+
+
+@app.command()
+def prove(prefix: Prefix = "lab-", json_: Json = False) -> None:
+    """Show that the main job is done, by real programs. Exit status 1 if a claim fails."""
+    lab = Lab(prefix=prefix)
+    if not lab.is_up():
+        raise LabError("the lab is not up; run `vfr-lab up`")
+    seen = list(prove_all(lab))
+    if json_:
+        print(json.dumps([asdict(s) for s in seen], indent=2))
+    else:
+        table = Table("claim", "seen", "")
+        for s in seen:
+            table.add_row(s.claim, s.seen, "[green]ok[/]" if s.ok else "[red]FAILED[/]")
+        Console(width=None if sys.stdout.isatty() else 150).print(table)
+        print(f"{sum(s.ok for s in seen)} of {len(seen)} claims hold")
+    sys.exit(0 if all(s.ok for s in seen) else 1)
+
+
+def main() -> None:
+    """The `vfr-lab` command."""
+    try:
+        app(prog_name="vfr-lab")
+    except LabError as error:
+        print(f"vfr-lab: {error}", file=sys.stderr)
+        sys.exit(1)

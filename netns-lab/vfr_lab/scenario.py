@@ -1,0 +1,73 @@
+"""What a lab consists of, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class LanHost:
+    """A machine on the LAN's switch. `gateway` is its default route; `serves` starts the echo service."""
+
+    name: str
+    address: str
+    gateway: str | None = None
+    serves: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A domain, with an sshd of its own. `forward` is the LAN port that is to lead there."""
+
+    name: str
+    address: str
+    forward: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A host (dom0) with guests, on a LAN behind a router."""
+
+    name: str
+    dom0: LanHost
+    lan: tuple[LanHost, ...]
+    router: LanHost
+    inet_gateway: str
+    inet: LanHost
+    guests: tuple[Guest, ...]
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Every node's name, the switch included."""
+        hosts = (self.dom0, *self.lan, self.router, self.inet)
+        return ("switch", *(h.name for h in hosts), *(g.name for g in self.guests))
+
+
+#    web 169.254.1.2    db .3    ci .7    far .30    odd 198.18.0.77
+#         |              |        |         |            |
+#         +--------------+----- dom0 -------+------------+
+#                                | eth0 192.0.2.1
+#    lan1 192.0.2.11 ------- [ switch ] ------- lan2 192.0.2.12
+#                                | 192.0.2.254
+#                             router
+#                                | 198.51.100.1
+#                              inet 198.51.100.9
+XEN = Scenario(
+    name="xen",
+    dom0=LanHost("dom0", "192.0.2.1", "192.0.2.254"),
+    lan=(
+        LanHost("lan1", "192.0.2.11", "192.0.2.254", serves=True),
+        LanHost("lan2", "192.0.2.12", "192.0.2.254"),
+    ),
+    router=LanHost("router", "192.0.2.254"),
+    inet_gateway="198.51.100.1",
+    inet=LanHost("inet", "198.51.100.9", "198.51.100.1", serves=True),
+    guests=(
+        Guest("web", "169.254.1.2", 2202),
+        Guest("db", "169.254.1.3", 2203),
+        Guest("ci", "169.254.1.7", 2207),
+        Guest("far", "169.254.1.30"),
+        Guest("odd", "198.18.0.77"),
+    ),
+)
+SCENARIOS = {XEN.name: XEN}
