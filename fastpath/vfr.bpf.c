@@ -40,7 +40,7 @@
  *     ones, never somebody else's loss.
  *   - A slot's next tenant has another generation and new inner maps, so it inherits nothing.
  *   - What the control plane writes (@config, @domains, @policy, ...) the fastpath only reads; what
- *     the fastpath writes (@runtime, inner maps, @counters) nobody else does.
+ *     the fastpath writes (@runtime, inner maps, @counters) nobody else does while a tenant lives.
  *   - @deliver_lan sends nothing that does not carry domain 0's LAN address as its source.
  *
  * NOTE: not handled yet, and dropped under names of their own: IPv6, IP options, fragments, ICMP

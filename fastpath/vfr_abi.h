@@ -223,7 +223,7 @@ struct vfr_ports_key {
 };
 _Static_assert(sizeof(struct vfr_ports_key) == 12, "vfr_ports_key");
 
-/* @runtime, a row per slot: what the fastpath notes down for itself. Nobody else writes it. */
+/* @runtime, a row per slot: what the fastpath notes down for itself. A new tenant starts with zeros. */
 struct vfr_runtime {
 	__u64 swept_ns;               /* when the domain's full tables were last cleared of the dead */
 };

@@ -300,6 +300,7 @@ class Fastpath:
 
     def new_tables(self, slot: int, quota: Quota) -> None:
         """Fresh, empty inner maps: the slot's conversations and mappings are gone."""
+        self._maps["runtime"].set(_u32(slot), bytes(ctypes.sizeof(_abi.Runtime)))
         for name, entries in (
             ("sessions", quota.sessions),
             ("inbound", quota.inbound),

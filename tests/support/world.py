@@ -1,0 +1,57 @@
+"""The router that packet tables and properties speak about, for the model and for the object.
+
+      web 169.254.1.2 (slot 1)   db .3 (slot 2)   odd 198.18.0.77 (slot 3)   dom0 169.254.1.0 (slot 0)
+                                        uplink 192.0.2.1/24 --- LAN
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from vfr.policy import compile_rules, parse
+from vfr.spec import Domain, Router
+
+POOL = IPv4Network("169.254.1.0/24")
+LAN_NET = IPv4Network("192.0.2.0/24")
+OUTSIDE = IPv4Address("192.0.2.1")
+GATEWAY_MAC = "fe:ff:ff:ff:ff:ff"
+BLOCK = 8
+NAT_LOW = 16384
+SLOTS = {"dom0": 0, "web": 1, "db": 2, "odd": 3}
+FORWARDS = {(6, 2202): (1, 22), (6, 2203): (2, 22)}
+QUOTA = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A sender or receiver of frames."""
+
+    ip: str
+    mac: str
+
+
+NODES = {
+    "dom0": Node("169.254.1.0", "02:00:00:00:00:10"),
+    "web": Node("169.254.1.2", "02:00:00:00:00:02"),
+    "db": Node("169.254.1.3", "02:00:00:00:00:03"),
+    "odd": Node("198.18.0.77", "02:00:00:00:00:04"),
+    "lan": Node("192.0.2.11", "02:00:00:00:00:11"),
+}
+
+
+def router(rules: str) -> Router:
+    """The model's view of it under these rules."""
+    compiled = compile_rules(parse(rules, "case.rules"), {n: s for n, s in SLOTS.items() if s})
+    domains = {
+        slot: Domain(
+            int(IPv4Address(NODES[name].ip)),
+            bytes.fromhex(NODES[name].mac.replace(":", "")),
+            range(NAT_LOW + BLOCK * slot, NAT_LOW + BLOCK * (slot + 1)) if slot else range(0),
+        )
+        for name, slot in SLOTS.items()
+    }
+    return Router(
+        domains, compiled, int(IPv4Address(NODES["dom0"].ip)), POOL, int(OUTSIDE), LAN_NET,
+        forwards=FORWARDS, quota=QUOTA,
+    )
