@@ -33,6 +33,7 @@ class VfrBackend:
         self.command = str(command)
 
     def up(self, lab: Lab) -> None:
+        self.down(lab)  # a namespace of this name may have been deleted under an earlier VFR
         lab.exec("dom0", self.command, "nat", "enable", "--uplink", "eth0")
         for guest in lab.scenario.guests:
             where = ["--netns", lab.netns(guest.name), "--address", guest.address]

@@ -198,8 +198,9 @@ class Host:
             links.set_link(link.index, state="down")
         self._harden(vif, link, mtu)
         self._enter(vif, link)
-        self._step(f"{vif.interface}: attach")
-        fp.attach(link.index, "vif", vif.interface)
+        if fp.attached(link.index, "vif") is None or vif.interface not in fp.links():
+            self._step(f"{vif.interface}: attach")
+            fp.attach(link.index, "vif", vif.interface)
         if vif.netns:
             self._step(f"{vif.interface}: configure the guest's end")
             links.configure_guest(vif.netns, "eth0", vif.address, self._gateway())

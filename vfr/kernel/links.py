@@ -155,7 +155,7 @@ def replace_route(index: int, net: IPv4Network, source: IPv4Address) -> None:
 def delete_route(index: int, net: IPv4Network) -> None:
     """Removes such a route."""
     with _netlink(f"removing the route to {net}") as ipr:
-        ipr.route("del", dst=str(net), oif=index)
+        ipr.route("del", dst=str(net), oif=index, scope=_SCOPE_LINK)
 
 
 def configure_guest(netns: str, name: str, address: IPv4Address, gateway: IPv4Address) -> None:
