@@ -130,9 +130,7 @@ def map_source(btf: Btf, definition: dict[str, Any]) -> str:
 def defined_structs(btf: Btf) -> list[dict[str, Any]]:
     """Our structs, members before those that contain them."""
     ours = {t["name"]: t for t in btf.named("STRUCT") if t["name"].startswith("vfr_")}
-    for name in [
-        n for n in ours if n.endswith("_table") or n in ("vfr_pkt", "vfr_arp", "vfr_icmp", "vfr_inner_types")
-    ]:
+    for name in [n for n in ours if n.endswith("_table") or n in ("vfr_pkt", "vfr_arp", "vfr_icmp", "vfr_inner_types")]:
         del ours[name]
     return sorted(ours.values(), key=lambda t: (t["name"] == "vfr_counters", t["name"]))
 

@@ -14,7 +14,12 @@ import typer
 from vfr.errors import UsageError, VfrError
 from vfr.router import DomainStatus, NatStatus, Router
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="VFR: a virtual firewall-router for guests.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="VFR: a virtual firewall-router for guests.",
+)
 nat = typer.Typer(no_args_is_help=True, help="The way to the LAN, and the forwards from it.")
 domain = typer.Typer(no_args_is_help=True, help="Guests.")
 rules = typer.Typer(no_args_is_help=True, help="Rule files.")
@@ -56,8 +61,14 @@ def _show_domains(answer: list[dict[str, Any]]) -> None:
         return
     head = ("NAME", "ADDRESS", "SSH FROM THE LAN", "INTERFACE", "KIND", "STATE")
     rows = [
-        (d["name"], d["address"], f"port {d['forward']}" if d["forward"] else "-", d["interface"], d["kind"],
-         f"{d['state']}: {d['reason']}" if d["reason"] else d["state"])
+        (
+            d["name"],
+            d["address"],
+            f"port {d['forward']}" if d["forward"] else "-",
+            d["interface"],
+            d["kind"],
+            f"{d['state']}: {d['reason']}" if d["reason"] else d["state"],
+        )
         for d in answer
     ]
     _table(head, rows)
@@ -68,8 +79,10 @@ def _show_nat(answer: dict[str, Any]) -> None:
         left = f"; {answer['domains']} domains stay, isolated" if answer["domains"] else ""
         print(f"NAT is off{left}")
         return
-    print(f"NAT is on: domains reach the LAN by {answer['uplink']} as {answer['address']}"
-          f" (rules: {answer['rules']}, ports {answer['ports']}, {answer['ports_per_domain']} a domain)")
+    print(
+        f"NAT is on: domains reach the LAN by {answer['uplink']} as {answer['address']}"
+        f" (rules: {answer['rules']}, ports {answer['ports']}, {answer['ports_per_domain']} a domain)"
+    )
     if answer["attached_by"] is None:
         print(f"but nothing is attached to {answer['uplink']}: run `vfr nat enable` to repair")
     used = [f for f in answer["forwards"] if f["domain"]]

@@ -165,7 +165,7 @@ class Registry:
             row = {**asdict(d), "address": str(d.address)}
             names = ", ".join(row)
             marks = ", ".join(f":{name}" for name in row)
-            self._db.execute(f"INSERT INTO domains ({names}) VALUES ({marks})", row)  # noqa: S608 our own names
+            self._db.execute(f"INSERT INTO domains ({names}) VALUES ({marks})", row)
         for name, value in (("nat", wanted.nat), ("rules", wanted.rules)):
             if value is not None:
                 self._db.execute("INSERT INTO settings VALUES (?, ?)", (name, json.dumps(asdict(value), default=str)))

@@ -246,7 +246,10 @@ class Router:
         if flags_text is None:
             return "missing", f"the interface {d.interface} is gone"
         if not int(flags_text, 16) & 1:
-            return "degraded", f"the interface {d.interface} is down; any command that changes something repairs it"
+            return (
+                "degraded",
+                f"the interface {d.interface} is down; any command that changes something repairs it",
+            )
         return "up", ""
 
     def nat_status(self) -> NatStatus:
@@ -341,8 +344,16 @@ class Router:
         self._change(change)
         return self.domain(name)
 
-    def _new_domain(self, before: Contents, registry: Registry, name: str, kind: str, where: str,
-                    address: str | IPv4Address | None, mac: str | None) -> Domain:
+    def _new_domain(
+        self,
+        before: Contents,
+        registry: Registry,
+        name: str,
+        kind: str,
+        where: str,
+        address: str | IPv4Address | None,
+        mac: str | None,
+    ) -> Domain:
         from vfr.kernel import links
 
         if any(d.name == name for d in before.domains):
@@ -402,8 +413,15 @@ class Router:
         self._change(change)
         return self.nat_status()
 
-    def _new_nat(self, before: Contents, uplink: str | None, address: str | None, forwards: tuple[int, int] | None,
-                 ports: tuple[int, int] | None, per_domain: int | None) -> Nat:
+    def _new_nat(
+        self,
+        before: Contents,
+        uplink: str | None,
+        address: str | None,
+        forwards: tuple[int, int] | None,
+        ports: tuple[int, int] | None,
+        per_domain: int | None,
+    ) -> Nat:
         old = before.nat
         if old and uplink in (None, old.uplink) and address is None and _uplink_has(old):
             chosen, lan_address = old.uplink, old.address
@@ -542,7 +560,9 @@ def _check_netns(name: str, before: Contents) -> None:
 
     if name not in _netns_names():
         have = ", ".join(_netns_names()) or "none"
-        raise UsageError(f"there is no network namespace {name!r}; make it with `ip netns add {name}` (there are: {have})")
+        raise UsageError(
+            f"there is no network namespace {name!r}; make it with `ip netns add {name}` (there are: {have})"
+        )
     for d in before.domains:
         if d.netns == name:
             raise ConflictError(f"the namespace {name!r} belongs to the domain {d.name!r}; choose another")
@@ -561,7 +581,9 @@ def _check_device(name: str, before: Contents, present: dict[str, Link]) -> None
     if name in ("lo", "vfr0", "vif0") or (before.nat and before.nat.uplink == name):
         raise ConflictError(f"the interface {name} is the host's own; a domain needs one for itself")
     if link.master:
-        raise ConflictError(f"the interface {name} is part of a bridge or bond; take it out with `ip link set {name} nomaster`")
+        raise ConflictError(
+            f"the interface {name} is part of a bridge or bond; take it out with `ip link set {name} nomaster`"
+        )
     own = [str(a) for index, a in links.addresses() if index == link.index]
     if own:
         raise ConflictError(f"the interface {name} has the address {own[0]} of the host; remove it with `ip addr del`")
@@ -648,14 +670,18 @@ def _choose_uplink(name: str | None, address: str | None) -> tuple[str, IPv4Addr
 def _choose_lan_address(name: str, own: list[IPv4Interface], given: str | None) -> IPv4Address:
     have = ", ".join(str(a.ip) for a in own)
     if not own:
-        raise ConflictError(f"the uplink {name} has no IPv4 address; give it one first, as `ip addr add 192.0.2.1/24 dev {name}`")
+        raise ConflictError(
+            f"the uplink {name} has no IPv4 address; give it one first, as `ip addr add 192.0.2.1/24 dev {name}`"
+        )
     if given is None and len(own) > 1:
         raise UsageError(f"the uplink {name} has several addresses ({have}); choose with --address")
     chosen = own[0] if given is None else next((a for a in own if a.ip == _address(given)), None)
     if chosen is None:
         raise UsageError(f"the uplink {name} has no address {given}; it has {have}")
     if chosen.ip in _LINK_LOCAL or chosen.network.overlaps(POOL):
-        raise ConflictError(f"the uplink {name} is itself in {chosen.network}, the range of the domains; NAT to it is impossible")
+        raise ConflictError(
+            f"the uplink {name} is itself in {chosen.network}, the range of the domains; NAT to it is impossible"
+        )
     return chosen.ip
 
 
@@ -690,8 +716,14 @@ def _wanted(contents: Contents, policy: CompiledPolicy) -> Wanted:
     up = _uplink(nat, present)
     low, high = nat.ports if nat else NAT_PORTS
     config = Config(
-        GATEWAY, POOL, up.address if up else None, up.lan if up else None,
-        up.index if up else 0, up.mtu if up else 0, low, high,
+        GATEWAY,
+        POOL,
+        up.address if up else None,
+        up.lan if up else None,
+        up.index if up else 0,
+        up.mtu if up else 0,
+        low,
+        high,
     )
     vifs: list[Vif] = []
     if not contents.is_empty:
@@ -699,7 +731,11 @@ def _wanted(contents: Contents, policy: CompiledPolicy) -> Wanted:
     vifs += [_vif(d, present) for d in contents.domains]
     ported = [(port, d) for d in contents.domains if (port := _forward_port(d, nat)) is not None and up]
     guard = Guard(
-        tuple(sorted(v.interface for v in vifs)), POOL, GATEWAY, up.name if up else None, up.address if up else None,
+        tuple(sorted(v.interface for v in vifs)),
+        POOL,
+        GATEWAY,
+        up.name if up else None,
+        up.address if up else None,
         tuple((port, d.address, SSH) for port, d in ported),
     )
     return Wanted(
@@ -718,7 +754,19 @@ def _vif(d: Domain, present: dict[str, Link]) -> Vif:
     from vfr.plan import Vif
 
     there = d.netns in _netns_names() if d.netns else d.kind == "tap" or d.interface in present
-    return Vif(d.id, d.kind, d.interface, d.interface, d.netns, d.address, d.mac, d.slot, d.port_low, d.port_count, there)
+    return Vif(
+        d.id,
+        d.kind,
+        d.interface,
+        d.interface,
+        d.netns,
+        d.address,
+        d.mac,
+        d.slot,
+        d.port_low,
+        d.port_count,
+        there,
+    )
 
 
 def _uplink(nat: Nat | None, present: dict[str, Link]) -> Uplink | None:

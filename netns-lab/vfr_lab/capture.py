@@ -15,7 +15,18 @@ class Capture:
 
     def __init__(self, lab: Lab, node: str, interface: str = "eth0") -> None:
         self.file: Path = lab.files / f"{node}-{interface}-{id(self)}.pcap"
-        tcpdump = ["tcpdump", "-Z", "root", "--immediate-mode", "-U", "-n", "-i", interface, "-w", str(self.file)]
+        tcpdump = [
+            "tcpdump",
+            "-Z",
+            "root",
+            "--immediate-mode",
+            "-U",
+            "-n",
+            "-i",
+            interface,
+            "-w",
+            str(self.file),
+        ]
         # Only the node's network: in its PID namespace a signal would end nsenter, not tcpdump.
         self._argv = ["ip", "netns", "exec", lab.netns(node), *tcpdump]
         self._process: subprocess.Popen[str] | None = None

@@ -17,7 +17,9 @@ from vfr_lab.prove import prove as prove_all
 from vfr_lab.scenario import SCENARIOS
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     help="The VFR lab: guests, a host, a LAN and an internet, in network namespaces.",
 )
 Prefix = Annotated[str, typer.Option(help="What every namespace's name begins with.")]

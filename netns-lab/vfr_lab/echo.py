@@ -1,6 +1,6 @@
 """The echo service of a lab host: TCP and UDP port 7. It answers with the address it was asked from.
 
-    python -m vfr_lab.echo
+python -m vfr_lab.echo
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class _TcpServer(socketserver.ThreadingTCPServer):
 
 
 def main() -> None:
-    udp = socketserver.UDPServer(("0.0.0.0", PORT), _Udp)  # noqa: S104 a lab's own namespace
+    udp = socketserver.UDPServer(("0.0.0.0", PORT), _Udp)
     threading.Thread(target=udp.serve_forever, daemon=True).start()
-    with _TcpServer(("0.0.0.0", PORT), _Tcp) as tcp:  # noqa: S104
+    with _TcpServer(("0.0.0.0", PORT), _Tcp) as tcp:
         tcp.serve_forever()
 
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from vfr_lab.backends import Backend, VfrBackend
@@ -28,7 +29,9 @@ class LabError(Exception):
     """The lab cannot do that; the text says why."""
 
 
-def run(argv: Sequence[str], *, text_in: str = "", check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+def run(
+    argv: Sequence[str], *, text_in: str = "", check: bool = True, timeout: float = 60
+) -> subprocess.CompletedProcess[str]:
     """A command to its end. LabError with its own words if it fails and `check` is on."""
     done = subprocess.run(argv, input=text_in, capture_output=True, text=True, check=False, timeout=timeout)
     if check and done.returncode:
@@ -130,7 +133,19 @@ class Lab:
 
     def _link_inet(self) -> None:
         router, inet = self.scenario.router.name, self.scenario.inet
-        self.ip(router, "link", "add", "eth1", "type", "veth", "peer", "name", "eth0", "netns", self.netns(inet.name))
+        self.ip(
+            router,
+            "link",
+            "add",
+            "eth1",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            self.netns(inet.name),
+        )
         self.ip(router, "addr", "add", f"{self.scenario.inet_gateway}/24", "dev", "eth1")
         self.ip(router, "link", "set", "eth1", "up")
         self.ip(inet.name, "addr", "add", f"{inet.address}/24", "dev", "eth0")
@@ -164,7 +179,9 @@ class Lab:
     def _start_machine(self, guest: str) -> None:
         """The guest's init: it names the machine, gives it a /run of its own, and becomes sshd."""
         config = self._sshd_config(guest)
-        script = f"hostname {guest} && mount -t tmpfs run /run && mkdir /run/sshd && exec /usr/sbin/sshd -D -e -f '{config}'"
+        script = (
+            f"hostname {guest} && mount -t tmpfs run /run && mkdir /run/sshd && exec /usr/sbin/sshd -D -e -f '{config}'"
+        )
         apart = ["unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self._spawn(guest, ["ip", "netns", "exec", self.netns(guest), *apart, "sh", "-c", script])
 
@@ -206,7 +223,9 @@ class Lab:
         init = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0]
         return ["nsenter", "-t", init, "--net", "--uts", "--mount", "--pid", *command]
 
-    def exec(self, node: str, *command: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def exec(
+        self, node: str, *command: str, check: bool = True, timeout: float = 60
+    ) -> subprocess.CompletedProcess[str]:
         """Runs a command in a node."""
         return run(self.argv(node, command), check=check, timeout=timeout)
 
@@ -250,7 +269,7 @@ class Lab:
         for name, (pid, start) in self._processes().items():
             if _started(pid) == start:
                 os.killpg(pid, signal.SIGTERM)
-                wait_until(lambda pid=pid, start=start: self._has_ended(pid, start), f"the end of {name}'s process")
+                wait_until(partial(self._has_ended, pid, start), f"the end of {name}'s process")
 
     @staticmethod
     def _has_ended(pid: int, start: str) -> bool:

@@ -33,7 +33,14 @@ class Seen:
 
 def ssh(lab: Lab, node: str, guest: str, address: str, port: int = 22) -> str:
     """The host name that ssh from `node` lands on, its host key checked to be `guest`'s; or the error."""
-    options = ("-o", f"UserKnownHostsFile={lab.known_hosts}", "-o", f"HostKeyAlias={guest}", "-i", str(lab.key))
+    options = (
+        "-o",
+        f"UserKnownHostsFile={lab.known_hosts}",
+        "-o",
+        f"HostKeyAlias={guest}",
+        "-i",
+        str(lab.key),
+    )
     done = lab.exec(node, *SSH, *options, "-p", str(port), f"root@{address}", "hostname", check=False)
     return done.stdout.strip() if done.returncode == 0 else f"failed: {done.stderr.strip()}"
 
@@ -113,7 +120,11 @@ def isolation(lab: Lab) -> Iterator[Seen]:
     theirs = [line for line in capture.lines("ip") if web.address not in line]
     mine = len(capture.lines("tcp port 22"))
     text = f"{len(theirs)} foreign packets; its own ssh: {mine}"
-    yield Seen(f"{web.name}, promiscuous, sees nothing of lan1's ssh to {db.name}", text, not theirs and mine > 0 and own == web.name)
+    yield Seen(
+        f"{web.name}, promiscuous, sees nothing of lan1's ssh to {db.name}",
+        text,
+        not theirs and mine > 0 and own == web.name,
+    )
 
 
 def closed(lab: Lab) -> Iterator[Seen]:
@@ -137,4 +148,8 @@ def prove(lab: Lab) -> Iterator[Seen]:
         stack.close()
         leaked = lan.lines(PRIVATE) + uplink.lines(PRIVATE)
         total = len(uplink.lines())
-    yield Seen("nothing with 169.254 or 198.18 was on the LAN meanwhile", f"{len(leaked)} of {total} packets", not leaked and total > 100)
+    yield Seen(
+        "nothing with 169.254 or 198.18 was on the LAN meanwhile",
+        f"{len(leaked)} of {total} packets",
+        not leaked and total > 100,
+    )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from cases.table import CASES, Case
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 from support import world
 from support.bench import Bench, Outcome
+
+from cases.table import CASES, Case
 from vfr._abi import Verdict
 from vfr.spec import State, step
 from vfr.spec.model import LAN
@@ -60,7 +61,13 @@ def test_every_drop_has_a_case() -> None:
     """A verdict that no case ends in is a verdict that nobody has seen."""
     # Made by circumstances that single packets do not bring about; each has a test of its own.
     elsewhere = {
-        "DROP_NOT_READY", "DROP_NO_UPLINK", "DROP_SESSIONS_FULL", "DROP_PORTS_FULL", "DROP_KERNEL", "CONTINUE", "VERDICTS",
+        "DROP_NOT_READY",
+        "DROP_NO_UPLINK",
+        "DROP_SESSIONS_FULL",
+        "DROP_PORTS_FULL",
+        "DROP_KERNEL",
+        "CONTINUE",
+        "VERDICTS",
     }
     shown = {case.verdict.name for case in CASES}
     assert {v.name for v in Verdict} - shown == elsewhere

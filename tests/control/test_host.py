@@ -1,6 +1,6 @@
 """The command on a real (throw-away) host: what it makes, refuses, repairs and gives back.
 
-       guests vt-a, vt-b, vt-c --- vt-dom0 --- eth0 192.0.2.1/24 --- vt-lan 192.0.2.11
+guests vt-a, vt-b, vt-c --- vt-dom0 --- eth0 192.0.2.1/24 --- vt-lan 192.0.2.11
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ def test_everything_is_given_back(either: Host) -> None:
 
 @pytest.mark.inv(9)
 def test_a_given_device_goes_back_as_it_was(host: Host) -> None:
-    host.sh("dom0", "ip link add given type veth peer name guest; ip link set given up; ip link set guest up; ip link set given alias mine")
+    host.sh(
+        "dom0",
+        "ip link add given type veth peer name guest; ip link set given up; ip link set guest up; ip link set given alias mine",
+    )
     host.sh("dom0", "ip link set guest netns vt-a")
     before = host.picture()
     host.vfr("domain", "add", "a", "--device", "given", "--mac", "02:00:00:00:00:aa")
@@ -144,7 +147,10 @@ def test_refusals_say_what_and_change_nothing(host: Host) -> None:
 UPLINKS = {
     "no address": ("ip addr flush dev eth0", ["eth0", "no IPv4 address"]),
     "several addresses": ("ip addr add 192.0.2.9/24 dev eth0", ["192.0.2.1", "192.0.2.9", "--address"]),
-    "a LAN in 169.254/16": ("ip addr flush dev eth0; ip addr add 169.254.9.9/16 dev eth0", ["169.254.0.0/16"]),
+    "a LAN in 169.254/16": (
+        "ip addr flush dev eth0; ip addr add 169.254.9.9/16 dev eth0",
+        ["169.254.0.0/16"],
+    ),
 }
 
 
@@ -228,7 +234,8 @@ def test_without_pins_everything_is_closed_and_repaired(host: Host) -> None:
     host.vfr("nat", "enable", "--uplink", "eth0")
     host.add("a")
     host.add("b")
-    run("rm", "-rf", *(str(p) for p in _links(host).parent.iterdir()))
+    pins = _links(host).parent
+    run("rm", "-rf", str(pins / "links"), str(pins / "fastpath"))
     deadline = time.monotonic() + 10
     while host.pings("a", "192.0.2.11"):  # the kernel lets go of a link in its own time, filtering until then
         assert time.monotonic() < deadline
@@ -243,7 +250,12 @@ def test_a_hundred_at_once(host: Host) -> None:
         for name in names:
             run("ip", "netns", "add", name)
         argv = ["ip", "netns", "exec", host.ns("dom0"), str(VFR), "domain", "add"]
-        running = [subprocess.Popen([*argv, name, "--netns", name], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for name in names]
+        running = [
+            subprocess.Popen(
+                [*argv, name, "--netns", name], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
+            for name in names
+        ]
         failed = [p.communicate()[1] for p in running if p.wait()]
         assert not failed, failed[:3]
         domains = host.json("domain", "list")
@@ -286,8 +298,25 @@ class _Leaks:
 
     def _shout(self) -> None:
         while not self._stop.is_set():
-            for node, address in (("a", "169.254.1.3"), ("b", "169.254.1.2"), ("a", "192.0.2.1"), ("b", "169.254.1.0")):
-                argv = ["ip", "netns", "exec", self._host.ns(node), "ping", "-n", "-q", "-c2", "-i0.01", "-W0.05", address]
+            for node, address in (
+                ("a", "169.254.1.3"),
+                ("b", "169.254.1.2"),
+                ("a", "192.0.2.1"),
+                ("b", "169.254.1.0"),
+            ):
+                argv = [
+                    "ip",
+                    "netns",
+                    "exec",
+                    self._host.ns(node),
+                    "ping",
+                    "-n",
+                    "-q",
+                    "-c2",
+                    "-i0.01",
+                    "-W0.05",
+                    address,
+                ]
                 done = subprocess.run(argv, capture_output=True, check=False)
                 self.arrived += done.returncode == 0
 

@@ -10,6 +10,7 @@ from scapy.packet import Packet
 from support import world
 from support.bench import Bench
 from support.frames import LAN_ADDRESS, arp, echo, tcp, udp
+
 from vfr._abi import TcpEvent, TcpState
 from vfr.spec import State, step
 from vfr.spec.model import LAN, SECOND, TCP_NEXT
@@ -82,13 +83,21 @@ def _agree(bench: Bench, conversation: list[tuple[str, Packet]]) -> None:
         state = said.state
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(conversation=st.lists(st.one_of(from_domain(), from_lan()), min_size=1, max_size=25))
 def test_conversations(bench: Bench, conversation: list[tuple[str, Packet]]) -> None:
     _agree(bench, conversation)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(base=st.one_of(from_domain(), from_lan()), data=st.data())
 def test_mutated_frames(bench: Bench, base: tuple[str, Packet], data: st.DataObject) -> None:
     """Some bytes of a good frame changed, or its end cut off: still the same fate in both."""
@@ -102,7 +111,10 @@ def test_mutated_frames(bench: Bench, base: tuple[str, Packet], data: st.DataObj
         frame[:6] = bytes.fromhex("feffffffffff")
     router = world.router(RULES)
     bench.reset(router)
-    seen, said = bench.send(_node(sender), bytes(frame)), step(router, State(), 10**15, _node(sender), bytes(frame))
+    seen, said = (
+        bench.send(_node(sender), bytes(frame)),
+        step(router, State(), 10**15, _node(sender), bytes(frame)),
+    )
     assert seen.verdict.name == said.verdict.name
 
 

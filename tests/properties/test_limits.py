@@ -6,6 +6,7 @@ import pytest
 from support import world
 from support.bench import Bench
 from support.frames import LAN_ADDRESS, tcp, udp
+
 from vfr._abi import Limit, Session
 from vfr.kernel.fastpath import Config, Quota
 from vfr.policy import compile_rules, parse
@@ -145,7 +146,9 @@ def test_every_packet_is_counted_once(bench: Bench) -> None:
     rows = [*world.SLOTS.values(), int(Limit.ROW_LAN), int(Limit.ROW_UNKNOWN)]
 
     def total() -> int:
-        return sum(n for row in bench.fastpath.counters(rows).values() for name, (n, _) in row.items() if name != "received")
+        return sum(
+            n for row in bench.fastpath.counters(rows).values() for name, (n, _) in row.items() if name != "received"
+        )
 
     before = total()
     for number in range(40):

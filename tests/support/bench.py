@@ -61,16 +61,25 @@ class Bench:
         for name in (*world.SLOTS, "lan"):
             subprocess.run(["ip", "link", "set", f"t-{name}", "address", world.GATEWAY_MAC], check=True)
         lines = subprocess.run(["ip", "-o", "link"], check=True, capture_output=True, text=True).stdout.splitlines()
-        self.ifindex = {line.split(": ")[1].split("@")[0][2:]: int(line.split(": ")[0]) for line in lines if ": t-" in line}
+        self.ifindex = {
+            line.split(": ")[1].split("@")[0][2:]: int(line.split(": ")[0]) for line in lines if ": t-" in line
+        }
 
     def reset(self, router: Router) -> None:
         """The world anew: no sessions, no mappings, these rules."""
         fp = self.fastpath
-        fp.set_config(Config(
-            IPv4Address(router.gateway), router.pool, IPv4Address(router.outside) if router.outside else None,
-            router.lan, self.ifindex["lan"] if router.outside else 0, router.uplink_mtu,
-            router.nat_ports[0], router.nat_ports[-1],
-        ))
+        fp.set_config(
+            Config(
+                IPv4Address(router.gateway),
+                router.pool,
+                IPv4Address(router.outside) if router.outside else None,
+                router.lan,
+                self.ifindex["lan"] if router.outside else 0,
+                router.uplink_mtu,
+                router.nat_ports[0],
+                router.nat_ports[-1],
+            )
+        )
         for name, slot in world.SLOTS.items():
             self._seat(name, slot, router)
         for (protocol, port), (slot, inside) in router.forwards.items():
@@ -82,10 +91,19 @@ class Bench:
         fp.new_tables(slot, Quota(router.quota, router.quota, max(3 * len(domain.ports), 1)))
         low = domain.ports.start
         fp.clear_block(low, len(domain.ports))
-        fp.set_domain(slot, DomainRow(
-            slot + 1, IPv4Address(domain.address), world.NODES[name].mac, self.ifindex[name], domain.mtu,
-            Deliver.DELIVER_DOM0 if slot == 0 else Deliver.DELIVER_DEVICE, low, len(domain.ports),
-        ))
+        fp.set_domain(
+            slot,
+            DomainRow(
+                slot + 1,
+                IPv4Address(domain.address),
+                world.NODES[name].mac,
+                self.ifindex[name],
+                domain.mtu,
+                Deliver.DELIVER_DOM0 if slot == 0 else Deliver.DELIVER_DEVICE,
+                low,
+                len(domain.ports),
+            ),
+        )
         fp.set_address(IPv4Address(domain.address), slot)
         fp.set_vif(self.ifindex[name], slot)
 

@@ -14,9 +14,17 @@ VFR = Path(sys.executable).parent / "vfr"
 NETNS = Path("/run/netns")
 
 
-def run(*argv: str, check: bool = True, text_in: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    *argv: str, check: bool = True, text_in: str = "", env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        argv, input=text_in, capture_output=True, text=True, check=False, timeout=180, env={**os.environ, **(env or {})}
+        argv,
+        input=text_in,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+        env={**os.environ, **(env or {})},
     )
     assert not check or done.returncode == 0, f"{argv}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done
@@ -38,9 +46,26 @@ class Host:
         for node in ("dom0", "lan", *self.guests):
             run("ip", "netns", "add", self.ns(node))
             run("ip", "-n", self.ns(node), "link", "set", "lo", "up")
-        run("ip", "-n", self.ns("dom0"), "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", self.ns("lan"))
+        run(
+            "ip",
+            "-n",
+            self.ns("dom0"),
+            "link",
+            "add",
+            "eth0",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            self.ns("lan"),
+        )
         for node, address in (("dom0", "192.0.2.1"), ("lan", "192.0.2.11")):
-            self.sh(node, f"sysctl -qw net.ipv6.conf.all.disable_ipv6=1; ip addr add {address}/24 dev eth0; ip link set eth0 up")
+            self.sh(
+                node,
+                f"sysctl -qw net.ipv6.conf.all.disable_ipv6=1; ip addr add {address}/24 dev eth0; ip link set eth0 up",
+            )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -75,7 +100,9 @@ class Host:
         self.vfr("domain", "add", guest, "--netns", self.ns(guest), *more)
 
     def pings(self, node: str, address: str) -> bool:
-        return run("ip", "netns", "exec", self.ns(node), "ping", "-n", "-c1", "-W1", address, check=False).returncode == 0
+        return (
+            run("ip", "netns", "exec", self.ns(node), "ping", "-n", "-c1", "-W1", address, check=False).returncode == 0
+        )
 
     def picture(self) -> dict[str, str]:
         """All that VFR might leave behind on the host."""

@@ -1,7 +1,7 @@
 """The router that packet tables and properties speak about, for the model and for the object.
 
-      web 169.254.1.2 (slot 1)   db .3 (slot 2)   odd 198.18.0.77 (slot 3)   dom0 169.254.1.0 (slot 0)
-                                        uplink 192.0.2.1/24 --- LAN
+web 169.254.1.2 (slot 1)   db .3 (slot 2)   odd 198.18.0.77 (slot 3)   dom0 169.254.1.0 (slot 0)
+                                  uplink 192.0.2.1/24 --- LAN
 """
 
 from __future__ import annotations
@@ -52,6 +52,12 @@ def router(rules: str) -> Router:
         for name, slot in SLOTS.items()
     }
     return Router(
-        domains, compiled, int(IPv4Address(NODES["dom0"].ip)), POOL, int(OUTSIDE), LAN_NET,
-        forwards=FORWARDS, quota=QUOTA,
+        domains,
+        compiled,
+        int(IPv4Address(NODES["dom0"].ip)),
+        POOL,
+        int(OUTSIDE),
+        LAN_NET,
+        forwards=FORWARDS,
+        quota=QUOTA,
     )

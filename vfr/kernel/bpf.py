@@ -181,9 +181,7 @@ class Map:
     def _elem(self, key: bytes, flags: int = 0) -> _Elem:
         assert len(key) == self.key_size, (self.name, len(key))
         self._key.raw = key
-        return _Elem(
-            map_fd=self.fd, key=ctypes.addressof(self._key), value=ctypes.addressof(self._value), flags=flags
-        )
+        return _Elem(map_fd=self.fd, key=ctypes.addressof(self._key), value=ctypes.addressof(self._value), flags=flags)
 
     def get(self, key: bytes) -> bytes | None:
         """The value under `key`, None if there is none."""

@@ -292,10 +292,7 @@ class Fastpath:
     def tables(self) -> frozenset[int]:
         """The slots that have all three inner maps."""
         return frozenset.intersection(
-            *(
-                frozenset(slot for slot, _ in self._maps[name].dump())
-                for name in ("sessions", "inbound", "mappings")
-            )
+            *(frozenset(slot for slot, _ in self._maps[name].dump()) for name in ("sessions", "inbound", "mappings"))
         )
 
     def new_tables(self, slot: int, quota: Quota) -> None:

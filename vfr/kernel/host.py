@@ -18,7 +18,7 @@ from vfr.errors import KernelError
 from vfr.instance import Instance
 from vfr.kernel import guard, links, mounts
 from vfr.kernel.fastpath import Config, DomainRow, Fastpath, Forward, Quota
-from vfr.plan import DOM0_DEVICE, DOM0_VIF, GATEWAY_MAC, Actual, Change, Port, Vif
+from vfr.plan import DOM0_DEVICE, GATEWAY_MAC, Actual, Change, Port, Vif
 
 if TYPE_CHECKING:
     from vfr.policy import CompiledPolicy
@@ -107,8 +107,12 @@ class Host:
         attached = None
         if self.is_loaded and (owner is not None or link.name == uplink):
             attached = self.fastpath.attached(link.index, "uplink" if link.name == uplink else "vif")
-        hardened = owner is not None and link.noarp and all(
-            links.get_conf(link.name, name, family) in (value, None) for (family, name), value in HARDENING.items()
+        hardened = (
+            owner is not None
+            and link.noarp
+            and all(
+                links.get_conf(link.name, name, family) in (value, None) for (family, name), value in HARDENING.items()
+            )
         )
         return Port(link.index, link.up, link.mtu, hardened, owner, attached)
 

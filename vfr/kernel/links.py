@@ -69,7 +69,10 @@ def addresses() -> list[tuple[int, IPv4Interface]]:
     """(interface index, address with its subnet) of every IPv4 address here."""
     with _netlink("listing addresses") as ipr:
         return [
-            (a["index"], IPv4Interface(f"{a.get_attr('IFA_LOCAL') or a.get_attr('IFA_ADDRESS')}/{a['prefixlen']}"))
+            (
+                a["index"],
+                IPv4Interface(f"{a.get_attr('IFA_LOCAL') or a.get_attr('IFA_ADDRESS')}/{a['prefixlen']}"),
+            )
             for a in ipr.get_addr(family=2)
         ]
 

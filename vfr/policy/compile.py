@@ -97,8 +97,7 @@ class CompiledPolicy:
         if number in (NOTHING, EVERYTHING):
             return number == EVERYTHING
         return any(
-            s == number and p == protocol and port >> (16 - bits) == at >> (16 - bits)
-            for s, p, at, bits in self.lpm
+            s == number and p == protocol and port >> (16 - bits) == at >> (16 - bits) for s, p, at, bits in self.lpm
         )
 
     def may_talk(self, one: int, other: int) -> bool:

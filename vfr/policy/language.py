@@ -144,7 +144,8 @@ def _word_at(source: str, column: int) -> str:
 
 def _syntax_error(error: Any, file: str, lines: list[str]) -> RuleError:
     """The parser's complaint in the reader's words."""
-    at_end = error.line < 1 or error.line > len(lines)
+    token = getattr(error, "token", None)
+    at_end = token is not None and token.type == "$END"
     line = len(lines) if at_end else error.line
     source = lines[line - 1] if lines else ""
     column = len(source) + 1 if at_end else error.column

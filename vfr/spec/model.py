@@ -123,9 +123,7 @@ class Session:
     state: S
 
 
-Key = tuple[
-    int, bool, int, int, int, int
-]  # owner slot, opened by the LAN, remote, its port, inside port, protocol
+Key = tuple[int, bool, int, int, int, int]  # owner slot, opened by the LAN, remote, its port, inside port, protocol
 MappingKey = tuple[int, int, int]  # slot, protocol, inside port
 
 
@@ -275,9 +273,7 @@ def _answer(router: Router, slot: int, frame: bytes) -> bytes:
     if asked != router.gateway and (peer is None or not router.policy.may_talk(slot, peer)):
         raise _End(V.DROP_ARP_UNANSWERED)
     sender = frame[22:32]
-    return (
-        sender[:6] + GATEWAY_MAC + frame[12:20] + b"\0\2" + GATEWAY_MAC + frame[38:42] + sender + frame[42:]
-    )
+    return sender[:6] + GATEWAY_MAC + frame[12:20] + b"\0\2" + GATEWAY_MAC + frame[38:42] + sender + frame[42:]
 
 
 def _live(state: State, now: int, key: Key) -> Session | None:
@@ -328,9 +324,7 @@ def _from_vif(router: Router, state: State, now: int, slot: int, p: Packet) -> _
 
 def _holder(state: State, p: Packet) -> MappingKey | None:
     """The mapping that has an outside port, or had it last."""
-    return next(
-        (k for k, (_, port) in state.mappings.items() if k[1] == p.protocol and port == p.dport), None
-    )
+    return next((k for k, (_, port) in state.mappings.items() if k[1] == p.protocol and port == p.dport), None)
 
 
 def _from_lan(router: Router, state: State, now: int, frame: bytes) -> tuple[Packet, _Flow]:
@@ -380,9 +374,7 @@ def idle_time(protocol: int, service: int, state: S) -> int:
 def free_ports(router: Router, state: State, now: int, slot: int, protocol: int) -> list[int]:
     """The outside ports a new mapping of the domain's may take."""
     held = {
-        port
-        for (s, p, _), (expires, port) in state.mappings.items()
-        if (s, p) == (slot, protocol) and expires > now
+        port for (s, p, _), (expires, port) in state.mappings.items() if (s, p) == (slot, protocol) and expires > now
     }
     return [port for port in router.domains[slot].ports if port not in held]
 
@@ -417,9 +409,7 @@ def _open(
     expires, outside = now + idle_time(p.protocol, flow.service, tcp), flow.outside
     if flow.to == LAN:
         state, outside = _map(router, state, now, flow, p, expires, choose)
-    alive = [
-        k for k, s in state.sessions.items() if k[:2] == flow.key[:2] and s.expires > now and k != flow.key
-    ]
+    alive = [k for k, s in state.sessions.items() if k[:2] == flow.key[:2] and s.expires > now and k != flow.key]
     if len(alive) >= router.quota:
         raise _End(V.DROP_SESSIONS_FULL)
     session = Session(expires, LAN if flow.opener == LAN else flow.to, outside, tcp)
@@ -436,9 +426,7 @@ def _carry_on(state: State, now: int, flow: _Flow, p: Packet) -> State:
     expires = now + idle_time(p.protocol, flow.service, tcp)
     if tcp == session.state and expires < session.expires + SECOND:
         return state
-    state = replace(
-        state, sessions={**state.sessions, flow.key: replace(session, state=tcp, expires=expires)}
-    )
+    state = replace(state, sessions={**state.sessions, flow.key: replace(session, state=tcp, expires=expires)})
     mapping: MappingKey = (flow.key[0], p.protocol, flow.key[4])
     known = state.mappings.get(mapping)
     if known and flow.outside and not flow.key[1] and known[0] < expires:
@@ -465,9 +453,7 @@ def _forward(
     from_lan: bool,
     choose: Callable[[list[int]], int],
 ) -> Step:
-    if not router.policy.allows(
-        flow.opener, flow.target, p.protocol, 0 if p.protocol == ICMP else flow.service
-    ):
+    if not router.policy.allows(flow.opener, flow.target, p.protocol, 0 if p.protocol == ICMP else flow.service):
         gone = {k: s for k, s in state.sessions.items() if k != flow.key} if flow.session else state.sessions
         return Step(replace(state, sessions=gone), V.DROP_POLICY)
     mtu = router.uplink_mtu if flow.to == LAN else router.domains[flow.to].mtu

@@ -1,0 +1,43 @@
+"""The tree agrees with itself: generated files, names in comments, what documents point to."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parents[1]
+
+
+def test_abi_is_what_the_object_says() -> None:
+    done = subprocess.run(
+        [sys.executable, str(TOP / "tools/gen_abi.py"), str(TOP / "vfr/_build/vfr.bpf.o")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == (TOP / "vfr/_abi.py").read_text(), "run `make abi`"
+
+
+def test_names_in_theory_comments_exist() -> None:
+    """What a comment marks with @ must be in the code still."""
+    text = "\n".join(p.read_text() for p in sorted((TOP / "fastpath").glob("*.[ch]")))
+    code = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
+    marked = set(re.findall(r"@(\w+)", text))
+    assert len(marked) > 8
+    assert {name for name in marked if not re.search(rf"\b{name}\b", code)} == set()
+
+
+def test_entry_programs_are_tables_of_contents() -> None:
+    text = (TOP / "fastpath/vfr.bpf.c").read_text()
+    bodies = re.findall(r'SEC\("tc"\)\nint (\w+)\(.*?\n\{\n(.*?)\n\}', text, flags=re.S)
+    assert {name for name, _ in bodies} == {"vif_ingress", "uplink_ingress"}
+    assert all(body.count("\n") < 25 for _, body in bodies)
+
+
+def test_control_path_does_not_import_scapy_or_netlink() -> None:
+    """`vfr domain list` must start fast."""
+    code = "import sys, vfr.cli; print([m for m in ('scapy', 'pyroute2', 'lark') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
