@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -274,10 +275,8 @@ class Lab:
     @staticmethod
     def _has_ended(pid: int, start: str) -> bool:
         """Also reaps it, if it was this very process that started it."""
-        try:
+        with suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:
-            pass
         if _started(pid) == start:
             os.killpg(pid, signal.SIGKILL)
         return _started(pid) != start

@@ -61,6 +61,6 @@ def test_down_from_half_way() -> None:
 
 
 def test_an_unknown_node_is_named() -> None:
-    with pytest.raises(LabError, match="'nowhere'.*web"):
+    with pytest.raises(LabError, match=r"'nowhere'.*web"):
         Lab(prefix="vm-").argv("nowhere", ["true"])
     assert not Path("/run/netns/vm-web").exists()

@@ -19,7 +19,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _is_elsewhere() -> bool:
-    return os.stat("/proc/self/ns/mnt").st_ino != os.stat(f"/proc/{home_process()}/ns/mnt").st_ino
+    home = Path(f"/proc/{home_process()}/ns/mnt")
+    return Path("/proc/self/ns/mnt").stat().st_ino != home.stat().st_ino
 
 
 def seen_from_here(path: Path) -> Path:
@@ -34,7 +35,7 @@ def is_mounted(path: Path) -> bool:
 
 
 def _enter_home() -> None:
-    with open(f"/proc/{home_process()}/ns/mnt") as ns:
+    with Path(f"/proc/{home_process()}/ns/mnt").open() as ns:
         if _libc.setns(ns.fileno(), _CLONE_NEWNS):
             raise OSError(ctypes.get_errno(), "setns")
 
