@@ -329,17 +329,17 @@ def _holder(state: State, p: Packet) -> MappingKey | None:
 
 def _from_lan(router: Router, state: State, now: int, frame: bytes) -> tuple[Packet, _Flow]:
     _check_ip_header(frame)
-    p = _l4(frame)
-    forward = router.forwards.get((p.protocol, p.dport)) if p.protocol != ICMP else None
-    mapping = _holder(state, p)
-    src_wrong = _within(p.src, *MARTIANS, MULTICAST, LINK_LOCAL) or p.src == p.dst
+    src, dst = int.from_bytes(frame[26:30], "big"), int.from_bytes(frame[30:34], "big")
     for wrong, verdict in (
-        (src_wrong, V.DROP_MARTIAN),
+        (_within(src, *MARTIANS, MULTICAST, LINK_LOCAL) or src == dst, V.DROP_MARTIAN),
         (int.from_bytes(frame[20:22], "big") & 0x3FFF, V.DROP_FRAGMENT),
         (frame[22] <= 1, V.DROP_TTL),
     ):
         if wrong:
             raise _End(verdict)
+    p = _l4(frame)
+    forward = router.forwards.get((p.protocol, p.dport)) if p.protocol != ICMP else None
+    mapping = _holder(state, p)
     if forward:
         slot, inside = forward
         key: Key = (slot, True, p.src, p.sport, inside, p.protocol)
