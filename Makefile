@@ -55,7 +55,7 @@ check: build
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-test: build check
+test: build native check
 	$(VENV)/bin/pytest
 
 clean:

@@ -53,6 +53,7 @@ struct native_elem {
 void native_declare(void *declaration, const char *name, __u32 type, __u32 key_size, __u32 value_size,
 		    __u32 max_entries, __u32 flags);
 struct native_map *native_map_of(void *map);
+struct native_map *native_map_named(const char *name);
 struct native_map *native_create(__u32 type, __u32 key_size, __u32 value_size, __u32 max_entries, __u32 flags);
 /* Walks all elements: `at` begins as NULL; NULL is the end. Nothing may be deleted meanwhile. */
 struct native_elem *native_next(const struct native_map *map, const struct native_elem *at);
@@ -62,7 +63,8 @@ long native_bpf(int command, union bpf_attr *attr, int fd);
 /* Writes what native_bpf changes to a file, for native_replay; NULL ends it. A mark ends a segment. */
 void native_record(const char *path);
 void native_record_mark(void);
-/* Does again what was recorded, up to the next mark. Returns where the next segment begins. */
+/* Does again what was recorded, up to the next mark. Returns where the next segment begins. A segment may
+ * speak of declared maps and of those it made itself. */
 const __u8 *native_replay(const __u8 *log, const __u8 *end);
 
 /* A frame as a driver would hand it over. */

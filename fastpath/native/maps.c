@@ -23,9 +23,10 @@
 
 static struct native_map *maps[MAPS_MAX]; /* by id modulo; the declared ones have ids from 1 on */
 static __u32 last_id;
-static int declared;
+static __u32 declared;
 static __u32 fd_ids[FDS_MAX];
 static FILE *recording;
+static __u32 recorded_from; /* maps made before are private to whoever made them */
 
 static __u32 round_up(__u32 size)
 {
@@ -103,6 +104,14 @@ int native_map_count(void)
 const struct native_map *native_map_number(int number)
 {
 	return maps[number + 1];
+}
+
+struct native_map *native_map_named(const char *name)
+{
+	for (__u32 i = 1; i <= declared; i++)
+		if (!strcmp(maps[i]->name, name))
+			return maps[i];
+	return NULL;
 }
 
 struct native_map *native_map_of(void *map)
@@ -452,11 +461,12 @@ void native_record(const char *path)
 		native_check(!fclose(recording), "the recording was not written");
 	recording = path ? fopen(path, "wb") : NULL;
 	native_check(recording || !path, "can't write %s", path);
+	recorded_from = last_id + 1;
 }
 
 static void note(struct log_entry entry, const struct native_map *map, const void *key, const void *value)
 {
-	if (!recording)
+	if (!recording || (map && map->id > declared && map->id < recorded_from))
 		return;
 	entry.map = map ? map->id : 0;
 	native_check(fwrite(&entry, sizeof(entry), 1, recording) == 1, "the recording was not written");
@@ -559,10 +569,7 @@ static long sys_open(const union bpf_attr *attr, int fd)
 {
 	const char *path = (const char *)attr->pathname, *name = strrchr(path, '/');
 
-	for (int i = 1; i <= declared; i++)
-		if (!strcmp(maps[i]->name, name ? name + 1 : path))
-			return open_map(maps[i], fd);
-	return -ENOENT;
+	return open_map(native_map_named(name ? name + 1 : path), fd);
 }
 
 static long sys_lookup(struct native_map *map, const void *key, void *value)

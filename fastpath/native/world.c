@@ -4,7 +4,6 @@
 #include "world.h"
 
 extern const __u8 world_log[], world_log_end[];
-extern char config[]; /* the map */
 
 __asm__(".section .rodata\n"
 	".global world_log, world_log_end\n"
@@ -12,7 +11,14 @@ __asm__(".section .rodata\n"
 	"world_log_end:\n"
 	".previous\n");
 
-static const __u8 *next_policy;
+const char *__asan_default_options(void);
+static const __u8 *first_policy, *next_policy;
+
+/* A small quarantine for freed memory: what is freed here is used again at once, or never. */
+const char *__asan_default_options(void)
+{
+	return "quarantine_size_mb=4:malloc_context_size=8";
+}
 
 void world_reset(void)
 {
@@ -20,21 +26,18 @@ void world_reset(void)
 	native_clock(WORLD_START);
 	native_random(1, false);
 	native_host_listens(false);
-	next_policy = native_replay(world_log, world_log_end);
+	first_policy = next_policy = native_replay(world_log, world_log_end);
 }
 
-/* The log's numbers of policies begin anew each round; here each policy has a number of its own. */
+/* The recorded numbers of policies begin anew each round; here each policy has a number of its own. */
 void world_next_policy(void)
 {
 	static __u32 number = 1000;
 	__u32 zero = 0;
 	struct vfr_config *row;
 
-	if (next_policy == world_log_end)
-		world_reset();
-	else
-		next_policy = native_replay(next_policy, world_log_end);
-	row = bpf_map_lookup_elem(config, &zero);
+	next_policy = native_replay(next_policy < world_log_end ? next_policy : first_policy, world_log_end);
+	row = bpf_map_lookup_elem(native_map_named("config"), &zero);
 	row->policy = ++number;
 }
 

@@ -17,7 +17,7 @@ import pytest
 from scapy.layers.l2 import Ether
 from support import world
 from support.bench import Bench, Outcome
-from support.native import LIBRARY, Native
+from support.native import Native
 from support.traffic import Traffic
 
 from vfr import _abi
@@ -37,8 +37,11 @@ RULES = (
     "allow web -> lan\nallow web -> db tcp 22\nallow db -> web udp\nallow lan -> web\n",
     "",
 )
-TABLES = {"sessions": (_abi.SessionKey, _abi.Session), "inbound": (_abi.SessionKey, _abi.Session)}
-TABLES["mappings"] = (_abi.MappingKey, _abi.Mapping)
+TABLES: dict[str, type[ctypes.Structure]] = {
+    "sessions": _abi.Session,
+    "inbound": _abi.Session,
+    "mappings": _abi.Mapping,
+}
 OWN_AFFAIR = {"expires_ns", "policy", "zero"}  # the clocks differ, and policies are numbered by each side itself
 
 
@@ -56,21 +59,13 @@ class Disagreement(AssertionError):
     """Two of the three differ about the last packet sent."""
 
 
-@pytest.fixture(scope="module")
-def native() -> Iterator[Native]:
-    if not LIBRARY.exists():
-        pytest.fail(f"{LIBRARY} is missing: run `make native`")
-    with Native() as one:
-        yield one
-
-
 def _fresh(fastpath: Fastpath, router: Router) -> None:
     """No sessions, no mappings. Element by element: a new inner map takes the kernel 15 ms."""
     for slot, domain in router.domains.items():
         for name in TABLES:
             table = fastpath.inner(name, slot)
             assert table is not None
-            for key in table.keys():
+            for key, _ in table.items():
                 table.delete(key)
             table.close()
         fastpath.clear_block(domain.ports.start, len(domain.ports))
@@ -84,7 +79,7 @@ def _fields(row: ctypes.Structure) -> tuple[int, ...]:
 def _tables(fastpath: Fastpath) -> dict[tuple[str, int], dict[bytes, tuple[int, ...]]]:
     """Slot's table -> key -> the value's fields that all must agree on."""
     found = {}
-    for name, (_, value_type) in TABLES.items():
+    for name, value_type in TABLES.items():
         for slot in world.SLOTS.values():
             table = fastpath.inner(name, slot)
             assert table is not None
@@ -133,7 +128,9 @@ def _same(one: str, a: Outcome, other: str, b: Outcome) -> None:
     if a.verdict is not b.verdict:
         raise Disagreement(f"{one} says {a.verdict.name}, {other} {b.verdict.name}")
     if a.frame != b.frame:
-        raise Disagreement(f"{a.verdict.name}: {one} sends\n{(a.frame or b'').hex()}, {other}\n{(b.frame or b'').hex()}")
+        raise Disagreement(
+            f"{a.verdict.name}: {one} sends\n{(a.frame or b'').hex()}, {other}\n{(b.frame or b'').hex()}"
+        )
     if a.target is not None and b.target is not None and a.target != b.target:
         raise Disagreement(f"{a.verdict.name}: {one} delivers to {a.target}, {other} to {b.target}")
 

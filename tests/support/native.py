@@ -10,8 +10,6 @@ import ctypes
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -105,6 +103,10 @@ def _on_native_maps(library: ctypes.CDLL) -> ModuleType:
 class Native(Bench):
     """The native build, its maps set to the test world. One at a time: its maps are the library's own."""
 
+    def __init__(self, recording: Path | None = None) -> None:
+        """`recording` is a file to write all changes of maps to, for the fuzzers to begin with."""
+        self._recording = recording
+
     def __enter__(self) -> Native:
         self.library = _library()
         module = _on_native_maps(self.library)
@@ -115,9 +117,13 @@ class Native(Bench):
         self.fastpath = module.Fastpath(Path("/native"))
         self.ifindex = {**{name: slot + 1 for name, slot in world.SLOTS.items()}, "lan": LAN_IFINDEX}
         self.clock(10**15)
+        if self._recording:
+            self.library.native_record(str(self._recording).encode())
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._recording:
+            self.library.native_record(None)
         self.fastpath.close()
 
     def clock(self, nanoseconds: int) -> None:
@@ -133,15 +139,6 @@ class Native(Bench):
         variable = kind.in_dll(self.library, setting)
         self.library.native_set(ctypes.byref(variable), ctypes.c_size_t(ctypes.sizeof(kind)), ctypes.c_uint64(value))
 
-    @contextmanager
-    def recording(self, path: Path) -> Iterator[None]:
-        """Writes down all changes of maps, for the fuzzers to begin with."""
-        self.library.native_record(str(path).encode())
-        try:
-            yield
-        finally:
-            self.library.native_record(None)
-
     def mark(self) -> None:
         """Ends a segment of the recording."""
         self.library.native_record_mark()
@@ -155,9 +152,7 @@ class Native(Bench):
     def send(self, sender: int, frame: bytes, **odd: int) -> Outcome:
         """One frame in by a slot's VIF, or by the uplink if the sender is LAN. `odd` are Frame's fields."""
         name = "lan" if sender == LAN else next(n for n, s in world.SLOTS.items() if s == sender)
-        handed = Frame(
-            data=frame, length=len(frame), ifindex=self.ifindex[name], uplink=int(sender == LAN), **odd
-        )
+        handed = Frame(data=frame, length=len(frame), ifindex=self.ifindex[name], uplink=int(sender == LAN), **odd)
         seen = Result()
         self.library.native_run(ctypes.byref(handed), ctypes.byref(seen))
         return _outcome(sender, seen)
@@ -181,5 +176,3 @@ def _outcome(sender: int, seen: Result) -> Outcome:
     target = seen.target if seen.target != 0xFFFF else None
     frame = ctypes.string_at(seen.data, seen.length) if passed else None
     return Outcome(verdict, frame, sender if verdict is Verdict.ANSWERED else target)
-
-
