@@ -5,11 +5,13 @@ PYTHON   := /usr/bin/python3
 VENV     := .venv
 BUILD    := vfr/_build
 CLANG    := clang-14
-PACKAGES := clang-14 llvm-14 gcc make libc6-dev libbpf-dev bpftool nftables iproute2 python3 python3-venv \
+PACKAGES := clang-14 llvm-14 libclang-rt-14-dev gcc make libc6-dev libbpf-dev bpftool nftables iproute2 python3 python3-venv \
             openssh-server openssh-client tcpdump iputils-ping iputils-arping procps ethtool util-linux
 BPFFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter \
             -I/usr/include/$(shell uname -m)-linux-gnu
 HEADERS  := $(wildcard fastpath/*.h)
+
+include fastpath/native/native.mk
 
 .PHONY: all packages build abi lab lab-down test check clean
 all: build
@@ -53,7 +55,7 @@ check: build
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-test: build check
+test: build native check
 	$(VENV)/bin/pytest
 
 clean:
