@@ -7,6 +7,7 @@ next command's plan completes.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -129,7 +130,9 @@ class Host:
         mounts.mount(self.instance.bpffs)
 
     def load(self) -> None:
-        self._fastpath = Fastpath.load(self.pins)
+        """VFR_OFFLOAD=probe asks for the way that kernels before 6.2 need (fastpath/offload.h)."""
+        settings = {"kernel_context": 0} if os.environ.get("VFR_OFFLOAD") == "probe" else None
+        self._fastpath = Fastpath.load(self.pins, settings)
 
     def write_guard(self, wanted: guard.Guard) -> None:
         guard.install(wanted, self.note)
