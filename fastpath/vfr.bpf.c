@@ -88,6 +88,7 @@ const volatile struct vfr_inner_types {
 	struct vfr_closing closing;
 	struct vfr_fragment_key fragment_key;
 	struct vfr_fragment fragment;
+	struct vfr_event event;
 } abi_inner_types = {};
 
 static __always_inline void count(struct vfr_pkt *p, enum vfr_verdict verdict)
@@ -136,6 +137,23 @@ static __always_inline void note_trace(struct vfr_pkt *p, enum vfr_verdict verdi
 	end->ifindex = verdict == VFR_TO_LAN ? p->config->uplink_ifindex : p->to ? p->to->ifindex : 0;
 }
 
+static __always_inline void tell_drop(struct vfr_pkt *p, enum vfr_verdict verdict)
+{
+	struct vfr_event event = {
+		.at_ns = p->now,
+		.row = p->row,
+		.verdict = verdict,
+		.src = p->src,
+		.dst = p->dst,
+		.sport = p->sport,
+		.dport = p->dport,
+		.bytes = p->skb->len,
+		.protocol = p->l4_proto,
+	};
+
+	tell(p->from ? p->from->events_per_s : VFR_LAN_EVENTS_PER_S, p->now, &event);
+}
+
 /* The one exit. */
 static __always_inline int finish(struct vfr_pkt *p, enum vfr_verdict verdict)
 {
@@ -154,6 +172,7 @@ static __always_inline int finish(struct vfr_pkt *p, enum vfr_verdict verdict)
 		/* Whoever is next on the hook, then the host's stack; for what the sorter had, back to it. */
 		return p->sorted ? p->action : TC_ACT_UNSPEC;
 	default:
+		tell_drop(p, verdict);
 		return refuse(p, verdict);
 	}
 }

@@ -115,10 +115,14 @@ def main() -> None:
     prefix = sys.argv[1] if len(sys.argv) > 1 else "lab-"
     pins = Path(f"/run/vfr/netns/{prefix}dom0/bpf/fastpath")
     for _ in range(3):
-        measure(prefix, pins, "domain to LAN, UDP 18 bytes, one flow", "web", "lan1", "udp", "192.0.2.11", 9000, 200000, 18)
+        measure(
+            prefix, pins, "domain to LAN, UDP 18 bytes, one flow", "web", "lan1", "udp", "192.0.2.11", 9000, 200000, 18
+        )
         measure(prefix, pins, "domain to LAN, TCP stream", "web", "lan1", "stream", "192.0.2.11", 9000, 2000, 1 << 20)
         measure(prefix, pins, "domain 0 to domain, UDP 18 bytes", "dom0", "web", "udp", "169.254.1.2", 9000, 200000, 18)
-        measure(prefix, pins, "domain to LAN, a new UDP flow each", "web", "lan1", "flows", "192.0.2.11", 9000, 2000, 18)
+        measure(
+            prefix, pins, "domain to LAN, a new UDP flow each", "web", "lan1", "flows", "192.0.2.11", 9000, 2000, 18
+        )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import ctypes
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -20,6 +20,7 @@ from vfr import _abi
 from vfr._abi import Deliver, Holder, Kind, Limit, Rule, Space, Verdict
 from vfr.errors import KernelError
 from vfr.kernel import attach, bpf, loader
+from vfr.kernel.ringbuf import RingBuffer
 from vfr.settings import LAN_FRAGMENTS, Limits, Timers
 
 if TYPE_CHECKING:
@@ -494,6 +495,15 @@ class Fastpath:
     def reset_counters(self, slot: int) -> None:
         """Sets a slot's counters to zero, for its next tenant."""
         self._maps["counters"].set(_u32(slot), bytes(self._maps["counters"].value_size))
+
+    def events(self, wait_s: float | None) -> Iterator[_abi.Event]:
+        """Drops, as they are told of; ends after `wait_s` seconds without one, or never."""
+        ring = RingBuffer(self._maps["events"].fd, self._maps["events"].entries)
+        try:
+            for record in ring.records(wait_s):
+                yield _parse(_abi.Event, record)
+        finally:
+            ring.close()
 
     # Hooks
 
