@@ -4,10 +4,12 @@
  * verified, pin all of it. Called from Python through ctypes (vfr/kernel/loader.py); steady-state
  * work on maps and links is raw bpf(2) there. Every function returns 0 or a negative errno.
  */
+#define _GNU_SOURCE /* vasprintf */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
@@ -22,13 +24,34 @@ struct vfr_setting {
 static char *log_text;
 static size_t log_room;
 
+/* Adds to the log. Where there is no room for all, it is the end that counts: there the verifier says why. */
+static void append(const char *text, size_t length)
+{
+	size_t used = strlen(log_text), excess;
+
+	if (length >= log_room) {
+		text += length - log_room + 1;
+		length = log_room - 1;
+	}
+	excess = used + length >= log_room ? used + length - log_room + 1 : 0;
+	memmove(log_text, log_text + excess, used - excess);
+	memcpy(log_text + used - excess, text, length);
+	log_text[used - excess + length] = 0;
+}
+
 static int keep_log(enum libbpf_print_level level, const char *format, va_list args)
 {
-	size_t used = log_text ? strlen(log_text) : 0;
+	char *text;
+	int length;
 
-	if (level == LIBBPF_DEBUG || used + 1 >= log_room)
+	if (level == LIBBPF_DEBUG || !log_text)
 		return 0;
-	return vsnprintf(log_text + used, log_room - used, format, args);
+	length = vasprintf(&text, format, args);
+	if (length < 0)
+		return length;
+	append(text, length);
+	free(text);
+	return length;
 }
 
 static struct bpf_map *rodata_of(struct bpf_object *object)
