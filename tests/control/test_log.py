@@ -41,7 +41,12 @@ def test_a_drop_is_told_of_once(host: Host) -> None:
     _events(host)
     host.sh("a", "ping -n -c1 -W1 169.254.1.0", check=False)
     (event,) = [e for e in _events(host) if e["protocol"] == "icmp"]
-    assert (event["who"], event["verdict"], event["src"], event["dst"]) == ("a", "DROP_POLICY", "169.254.1.2", "169.254.1.0")
+    assert (event["who"], event["verdict"], event["src"], event["dst"]) == (
+        "a",
+        "DROP_POLICY",
+        "169.254.1.2",
+        "169.254.1.0",
+    )
 
 
 @pytest.mark.inv(7)

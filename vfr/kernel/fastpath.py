@@ -10,7 +10,7 @@ import ctypes
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -342,20 +342,22 @@ class Fastpath:
         places = {name: [(slot, entries)] for name, entries in _table_sizes(limits, port_count).items()}
         queues = (port_count, _CLOSING_NEAR, _CLOSING_INBOUND)
         places["closing"] = [(slot * Kind.KINDS + kind, entries) for kind, entries in enumerate(queues)]
-        self._put_at_once(places)
-        self._maps["complete"].set(_u32(slot), _u32(1))
-
-    def _put_at_once(self, places: Mapping[str, list[tuple[int, int]]]) -> None:
-        """Fresh inner maps, per outer map (place, entries). For each the kernel waits until no program can
-        be looking at the one before, so they are put there side by side."""
-        from concurrent.futures import ThreadPoolExecutor
 
         def put(name: str) -> None:
-            for place, entries in places[name]:
-                self._put_inner(name, place, entries).close()
+            for place, count in places[name]:
+                self._put_inner(name, place, count).close()
 
-        with ThreadPoolExecutor(len(places)) as pool:
-            list(pool.map(put, places))
+        self._side_by_side(places, put)
+        self._maps["complete"].set(_u32(slot), _u32(1))
+
+    @staticmethod
+    def _side_by_side(names: Iterable[str], work: Callable[[str], None]) -> None:
+        """Does something to several outer maps. At each change of a place the kernel waits until no program
+        can be looking at what was there, so the waits are had together."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(len(_TABLES) + 1) as pool:
+            list(pool.map(work, names))
 
     def new_lan_tables(self) -> None:
         """What is remembered of fragments from the LAN begins anew."""
@@ -400,10 +402,13 @@ class Fastpath:
     def drop_tables(self, slot: int) -> None:
         """Gives the slot's inner maps back."""
         self._maps["complete"].set(_u32(slot), _u32(0))
-        for name in _TABLES:
-            self._maps[name].delete(_u32(slot))
-        for kind in range(Kind.KINDS):
-            self._maps["closing"].delete(_u32(slot * Kind.KINDS + kind))
+        places = {**{name: [slot] for name in _TABLES}, "closing": [slot * Kind.KINDS + k for k in range(Kind.KINDS)]}
+
+        def drop(name: str) -> None:
+            for place in places[name]:
+                self._maps[name].delete(_u32(place))
+
+        self._side_by_side(places, drop)
 
     def inner(self, name: str, slot: int) -> bpf.Map | None:
         """A slot's own inner map ("sessions", "inbound", "mappings", "fragments"), to be closed by the caller."""
