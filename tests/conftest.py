@@ -1,4 +1,4 @@
-"""What all tests share: a bpffs of their own, and the compiled fastpath in a namespace of its own."""
+"""What all tests share: the compiled fastpath in a namespace of its own, and an option for golden files."""
 
 from __future__ import annotations
 
@@ -13,3 +13,7 @@ def bench() -> Iterator[Bench]:
     """The real object, run packet by packet through BPF_PROG_TEST_RUN."""
     with Bench() as one:
         yield one
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/rules/*.golden as things are now")
