@@ -182,6 +182,8 @@ int vfr_load(const char *path, const char *directory, const struct vfr_setting *
 	if (!object)
 		return -errno;
 	err = set_variable(object, &context);
+	if (err == -ENOENT)
+		err = 0; /* an object that does not ask */
 	for (int i = 0; i < count && !err; i++)
 		err = set_variable(object, &settings[i]);
 	if (!err)

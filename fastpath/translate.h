@@ -71,6 +71,9 @@ static __always_inline void refresh(struct vfr_pkt *p)
 
 	if (new == old && expires < s->expires_ns + SECOND_NS)
 		return;
+	/* RFC 7857 7.1: what ends a conversation does not keep it alive. */
+	if (new == old && is_closing(old) && p->tcp_flags & TCP_RST)
+		return;
 	s->expires_ns = expires;
 	m = kind_of(p) == VFR_KIND_LAN ? mapping_of(p->opener, &p->key, p->outside_port) : NULL;
 	if (m && m->expires_ns < expires)

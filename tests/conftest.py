@@ -1,4 +1,4 @@
-"""What all tests share: a bpffs of their own, and the compiled fastpath in a namespace of its own."""
+"""What all tests share: the compiled fastpath in a namespace of its own, and an option for golden files."""
 
 from __future__ import annotations
 
@@ -22,3 +22,7 @@ def native() -> Iterator[Native]:
     assert LIBRARY.exists(), f"{LIBRARY} is missing: run `make native`"
     with Native() as one:
         yield one
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/rules/*.golden as things are now")

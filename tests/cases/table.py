@@ -31,6 +31,7 @@ class Case:
     rules: str = XEN
     before: tuple[tuple[str, Packet], ...] = ()
     answered: bool = False  # a drop that the sender is told of; `becomes` may be the whole answer
+    lab: bool = False  # run through real namespaces too
 
 
 def _out(packet: Packet, sport: int) -> Packet:
@@ -85,17 +86,18 @@ GUARD = (
         "web",
         ether("web", IP(src=NODES["web"].ip, dst="192.0.2.11") / TCP(), src=NODES["db"].mac),
         V.DROP_SRC_MAC,
+        lab=True,
     ),
-    Case("another's source IP", "web", tcp("web", "lan", 1, 2, src=NODES["db"].ip), V.DROP_SRC_IP),
-    Case("the LAN's source IP", "web", tcp("web", "lan", 1, 2, src="192.0.2.11"), V.DROP_SRC_IP),
-    Case("a VLAN tag", "web", ether("web", Dot1Q(vlan=5) / IP(src=NODES["web"].ip)), V.DROP_VLAN),
+    Case("another's source IP", "web", tcp("web", "lan", 1, 2, src=NODES["db"].ip), V.DROP_SRC_IP, lab=True),
+    Case("the LAN's source IP", "web", tcp("web", "lan", 1, 2, src="192.0.2.11"), V.DROP_SRC_IP, lab=True),
+    Case("a VLAN tag", "web", ether("web", Dot1Q(vlan=5) / IP(src=NODES["web"].ip)), V.DROP_VLAN, lab=True),
     Case(
         "a double VLAN tag",
         "web",
         ether("web", Dot1Q(vlan=5) / Dot1Q(vlan=6) / IP(), type=0x88A8),
         V.DROP_VLAN,
     ),
-    Case("IPv6", "web", ether("web", IPv6()), V.DROP_IPV6),
+    Case("IPv6", "web", ether("web", IPv6()), V.DROP_IPV6, lab=True),
     Case("an unknown ethertype", "web", ether("web", Raw(b"x" * 40), type=0x889A), V.DROP_ETHERTYPE),
     Case(
         "802.3 with LLC",
@@ -108,25 +110,27 @@ GUARD = (
         "web",
         ether("web", IP(src=NODES["web"].ip, dst=NODES["db"].ip) / TCP(), dst=NODES["db"].mac),
         V.DROP_DST_MAC,
+        lab=True,
     ),
     Case(
         "unicast IP to the broadcast MAC",
         "web",
         ether("web", IP(src=NODES["web"].ip, dst="192.0.2.11") / TCP(), dst="ff:ff:ff:ff:ff:ff"),
         V.DROP_GROUP_MAC,
+        lab=True,
     ),
-    Case("multicast", "web", udp("web", "224.0.0.251", 5353, 5353), V.DROP_MULTICAST),
-    Case("limited broadcast", "web", udp("web", "255.255.255.255", 68, 67), V.DROP_MULTICAST),
+    Case("multicast", "web", udp("web", "224.0.0.251", 5353, 5353), V.DROP_MULTICAST, lab=True),
+    Case("limited broadcast", "web", udp("web", "255.255.255.255", 68, 67), V.DROP_MULTICAST, lab=True),
     Case("the LAN's own broadcast", "web", udp("web", "192.0.2.255", 1, 2), V.DROP_MULTICAST),
-    Case("loopback as target", "web", udp("web", "127.0.0.1", 1, 2), V.DROP_MARTIAN),
+    Case("loopback as target", "web", udp("web", "127.0.0.1", 1, 2), V.DROP_MARTIAN, lab=True),
     Case("class E as target", "web", udp("web", "240.0.0.1", 1, 2), V.DROP_MARTIAN),
     Case("this network as target", "web", udp("web", "0.0.0.1", 1, 2), V.DROP_MARTIAN),
     Case("to itself", "web", udp("web", "web", 1, 2), V.DROP_MARTIAN),
     Case("IP version 6 under ethertype IP", "web", tcp("web", "lan", 1, 2, version=6), V.DROP_IP_HEADER),
     Case("a header length of 4 words", "web", tcp("web", "lan", 1, 2, ihl=4), V.DROP_IP_HEADER),
     Case("a total length beyond the frame", "web", tcp("web", "lan", 1, 2, len=1400), V.DROP_IP_HEADER),
-    Case("a wrong header checksum", "web", tcp("web", "lan", 1, 2, chksum=0x1234), V.DROP_IP_HEADER),
-    Case("IP options", "web", tcp("web", "lan", 1, 2, options=[IPOption_RR()]), V.DROP_IP_OPTIONS),
+    Case("a wrong header checksum", "web", tcp("web", "lan", 1, 2, chksum=0x1234), V.DROP_IP_HEADER, lab=True),
+    Case("IP options", "web", tcp("web", "lan", 1, 2, options=[IPOption_RR()]), V.DROP_IP_OPTIONS, lab=True),
     Case("a loose source route", "web", tcp("web", "lan", 1, 2, options=[LSRR]), V.DROP_SOURCE_ROUTE),
     Case("a strict source route", "web", tcp("web", "lan", 1, 2, options=[SSRR]), V.DROP_SOURCE_ROUTE),
     Case(
@@ -164,6 +168,7 @@ ARPS = (
         V.ANSWERED,
         arp_answer("web", "169.254.1.0"),
         "web",
+        lab=True,
     ),
     Case(
         "ARP for a peer it may talk to is answered",
@@ -173,6 +178,7 @@ ARPS = (
         arp_answer("web", NODES["db"].ip),
         "web",
         rules=TIERS,
+        lab=True,
     ),
     Case(
         "ARP for a peer that may talk to it is answered",
@@ -190,8 +196,9 @@ ARPS = (
         V.ANSWERED,
         arp_answer("dom0", NODES["odd"].ip),
         "dom0",
+        lab=True,
     ),
-    Case("ARP for a peer without rules is not", "web", arp("web", NODES["db"].ip), V.DROP_ARP_UNANSWERED),
+    Case("ARP for a peer without rules is not", "web", arp("web", NODES["db"].ip), V.DROP_ARP_UNANSWERED, lab=True),
     Case("ARP for an address of nobody is not", "web", arp("web", "169.254.1.99"), V.DROP_ARP_UNANSWERED),
     Case("ARP for the metadata address is not", "web", arp("web", "169.254.169.254"), V.DROP_ARP_UNANSWERED),
     Case(
@@ -199,6 +206,7 @@ ARPS = (
         "web",
         arp("web", NODES["web"].ip, psrc="0.0.0.0"),
         V.DROP_ARP_PROBE,
+        lab=True,
     ),
     Case(
         "a probe for the gateway's address too",
@@ -207,13 +215,14 @@ ARPS = (
         V.DROP_ARP_PROBE,
     ),
     Case("a gratuitous announcement goes nowhere", "web", arp("web", NODES["web"].ip), V.DROP_ARP_OWN),
-    Case("ARP with another's IP", "web", arp("web", "169.254.1.0", psrc=NODES["db"].ip), V.DROP_ARP_SENDER),
+    Case("ARP with another's IP", "web", arp("web", "169.254.1.0", psrc=NODES["db"].ip), V.DROP_ARP_SENDER, lab=True),
     Case("ARP with the gateway's IP", "web", arp("web", NODES["db"].ip, psrc="169.254.1.0"), V.DROP_ARP_SENDER),
     Case(
         "ARP with another's MAC inside",
         "web",
         arp("web", "169.254.1.0", hwsrc=NODES["db"].mac),
         V.DROP_ARP_SENDER,
+        lab=True,
     ),
     Case("an ARP reply nobody asked for", "web", arp("web", "169.254.1.0", op=2), V.DROP_ARP_REPLY),
     Case("ARP that is neither request nor reply", "web", arp("web", "169.254.1.0", op=8), V.DROP_ARP_HEADER),
@@ -227,7 +236,7 @@ ARPS = (
 )
 
 WAYS_OUT = (
-    Case("TCP to the LAN keeps its port where it may", "web", SYN, V.TO_LAN, _out(SYN, 16393), "lan"),
+    Case("TCP to the LAN keeps its port where it may", "web", SYN, V.TO_LAN, _out(SYN, 16393), "lan", lab=True),
     Case(
         "its answer comes back",
         "lan",
@@ -236,10 +245,11 @@ WAYS_OUT = (
         _in(SYN_ACK, "web", 16393),
         "web",
         before=(("web", SYN),),
+        lab=True,
     ),
-    Case("UDP to the LAN", "web", QUERY, V.TO_LAN, _out(QUERY, 16394), "lan"),
+    Case("UDP to the LAN", "web", QUERY, V.TO_LAN, _out(QUERY, 16394), "lan", lab=True),
     Case("UDP without a checksum stays without", "web", NO_CHECKSUM, V.TO_LAN, None, "lan"),
-    Case("ping to the LAN", "web", PING, V.TO_LAN, _out(PING, 16395), "lan"),
+    Case("ping to the LAN", "web", PING, V.TO_LAN, _out(PING, 16395), "lan", lab=True),
     Case(
         "the ping's answer",
         "lan",
@@ -248,6 +258,7 @@ WAYS_OUT = (
         _in(echo("lan", LAN_ADDRESS, 16395, 0), "web", 16395),
         "web",
         before=(("web", PING),),
+        lab=True,
     ),
     Case(
         "an answer from somebody never spoken to",
@@ -255,6 +266,7 @@ WAYS_OUT = (
         tcp("lan", LAN_ADDRESS, 80, 16393, "SA", src="192.0.2.12"),
         V.DROP_UNSOLICITED,
         before=(("web", SYN),),
+        lab=True,
     ),
     Case(
         "an answer from another port",
@@ -274,9 +286,9 @@ WAYS_OUT = (
     Case("TTL 1", "web", BRIEF, V.DROP_TTL, icmp_from_router("web", BRIEF, 11, 0)),
     Case("TTL 0", "web", udp("web", "lan", 1, 2, ttl=0), V.DROP_TTL, answered=True),
     Case("TTL 1 where no rule allows it", "web", BRIEF, V.DROP_POLICY, rules=""),
-    Case("TCP that does not begin with SYN", "web", tcp("web", "lan", 16393, 80, "A"), V.DROP_NO_SESSION),
+    Case("TCP that does not begin with SYN", "web", tcp("web", "lan", 16393, 80, "A"), V.DROP_NO_SESSION, lab=True),
     Case("an echo reply nobody asked for", "web", echo("web", "lan", 5, 0), V.DROP_NO_SESSION),
-    Case("the metadata address never leaves", "web", tcp("web", "169.254.169.254", 1, 80), V.DROP_NO_DOMAIN),
+    Case("the metadata address never leaves", "web", tcp("web", "169.254.169.254", 1, 80), V.DROP_NO_DOMAIN, lab=True),
     Case("an address of nobody in the pool", "web", tcp("web", "169.254.1.99", 1, 80), V.DROP_NO_DOMAIN),
     Case(
         "a packet longer than the uplink's MTU that may not be cut",
@@ -293,9 +305,10 @@ WAYS_OUT = (
         V.TO_LAN,
         _out(udp("web", "lan", 16399, 2, b"x" * 1472), 16399),
         "lan",
+        lab=True,
     ),
-    Case("no rule, no way out", "web", SYN, V.DROP_POLICY, rules=""),
-    Case("deny beats allow", "web", SYN, V.DROP_POLICY, rules=XEN + "deny web -> lan tcp 80\n"),
+    Case("no rule, no way out", "web", SYN, V.DROP_POLICY, rules="", lab=True),
+    Case("deny beats allow", "web", SYN, V.DROP_POLICY, rules=XEN + "deny web -> lan tcp 80\n", lab=True),
     Case(
         "what is denied is only that",
         "web",
@@ -308,7 +321,9 @@ WAYS_OUT = (
 )
 
 FORWARDS = (
-    Case("a forward leads by the address", "lan", FORWARD_SYN, V.TO_DOMAIN, _in(FORWARD_SYN, "web", 22), "web"),
+    Case(
+        "a forward leads by the address", "lan", FORWARD_SYN, V.TO_DOMAIN, _in(FORWARD_SYN, "web", 22), "web", lab=True
+    ),
     Case(
         "a forward's answer leaves by its port",
         "web",
@@ -317,9 +332,10 @@ FORWARDS = (
         _out(tcp("web", "lan", 22, 40000, "SA"), 2202),
         "lan",
         before=(("lan", FORWARD_SYN),),
+        lab=True,
     ),
     Case("a forward wants a SYN first", "lan", tcp("lan", LAN_ADDRESS, 40000, 2202, "A"), V.DROP_NO_SESSION),
-    Case("a forward without a rule", "lan", FORWARD_SYN, V.DROP_POLICY, rules="allow any -> lan\n"),
+    Case("a forward without a rule", "lan", FORWARD_SYN, V.DROP_POLICY, rules="allow any -> lan\n", lab=True),
     Case(
         "options to a forward",
         "lan",
@@ -337,6 +353,7 @@ FORWARDS = (
         "lan",
         tcp("lan", LAN_ADDRESS, 40000, 2202, src="169.254.7.7"),
         V.DROP_MARTIAN,
+        lab=True,
     ),
 )
 
@@ -347,6 +364,7 @@ UPLINK = (
         tcp("lan", LAN_ADDRESS, 40000, 22),
         V.NOT_OURS,
         tcp("lan", LAN_ADDRESS, 40000, 22),
+        lab=True,
     ),
     Case(
         "a port nobody published is not ours",
@@ -361,18 +379,20 @@ UPLINK = (
         echo("lan", LAN_ADDRESS, 3),
         V.NOT_OURS,
         echo("lan", LAN_ADDRESS, 3),
+        lab=True,
     ),
     Case("IPv6 on the LAN is not ours", "lan", ether("lan", IPv6()), V.NOT_OURS, ether("lan", IPv6())),
     Case("ARP on the LAN is not ours", "lan", arp("lan", LAN_ADDRESS), V.NOT_OURS, arp("lan", LAN_ADDRESS)),
     Case("ARP for the pool is nobody's business on the LAN", "lan", arp("lan", "169.254.1.2"), V.DROP_MARTIAN),
-    Case("a packet for the pool too", "lan", tcp("lan", "web", 1, 22), V.DROP_MARTIAN),
+    Case("a packet for the pool too", "lan", tcp("lan", "web", 1, 22), V.DROP_MARTIAN, lab=True),
     Case(
         "and one that claims to be from it",
         "lan",
         tcp("lan", LAN_ADDRESS, 1, 22, src=NODES["web"].ip),
         V.DROP_MARTIAN,
+        lab=True,
     ),
-    Case("our range, held by nobody", "lan", tcp("lan", LAN_ADDRESS, 80, 20000, "SA"), V.DROP_UNSOLICITED),
+    Case("our range, held by nobody", "lan", tcp("lan", LAN_ADDRESS, 80, 20000, "SA"), V.DROP_UNSOLICITED, lab=True),
     Case(
         "an ICMP error about the host's own",
         "lan",
@@ -726,8 +746,8 @@ REJECTS = (
 )
 
 BETWEEN = (
-    Case("domains are apart", "web", TIER_SYN, V.DROP_POLICY),
-    Case("by rule they are not", "web", TIER_SYN, V.TO_DOMAIN, arriving("db", TIER_SYN), "db", rules=TIERS),
+    Case("domains are apart", "web", TIER_SYN, V.DROP_POLICY, lab=True),
+    Case("by rule they are not", "web", TIER_SYN, V.TO_DOMAIN, arriving("db", TIER_SYN), "db", rules=TIERS, lab=True),
     Case(
         "the answer needs no rule",
         "db",
@@ -737,9 +757,10 @@ BETWEEN = (
         "web",
         rules=TIERS,
         before=(("web", TIER_SYN),),
+        lab=True,
     ),
     Case("the other way needs one", "db", tcp("db", "web", 3000, 5432), V.DROP_POLICY, rules=TIERS),
-    Case("another port needs one", "web", tcp("web", "db", 3000, 5433), V.DROP_POLICY, rules=TIERS),
+    Case("another port needs one", "web", tcp("web", "db", 3000, 5433), V.DROP_POLICY, rules=TIERS, lab=True),
     Case(
         "an answer without a question",
         "db",
@@ -755,6 +776,7 @@ BETWEEN = (
         arriving("db", echo("web", "db", 9)),
         "db",
         rules=TIERS,
+        lab=True,
     ),
     Case(
         "and its answer",
@@ -765,8 +787,9 @@ BETWEEN = (
         "web",
         rules=TIERS,
         before=(("web", echo("web", "db", 9)),),
+        lab=True,
     ),
-    Case("domain 0 reaches a domain", "dom0", KNOCK, V.TO_DOMAIN, arriving("web", KNOCK), "web"),
+    Case("domain 0 reaches a domain", "dom0", KNOCK, V.TO_DOMAIN, arriving("web", KNOCK), "web", lab=True),
     Case(
         "and is answered",
         "web",
@@ -775,8 +798,9 @@ BETWEEN = (
         arriving("dom0", tcp("web", "dom0", 22, 50000, "SA")),
         "dom0",
         before=(("dom0", KNOCK),),
+        lab=True,
     ),
-    Case("a domain does not reach domain 0", "web", tcp("web", "dom0", 1, 22), V.DROP_POLICY),
+    Case("a domain does not reach domain 0", "web", tcp("web", "dom0", 1, 22), V.DROP_POLICY, lab=True),
     Case("domain 0 goes nowhere else by the router", "dom0", tcp("dom0", "lan", 1, 22), V.DROP_NO_DOMAIN),
 )
 

@@ -734,7 +734,8 @@ class _Run:
             state = step_tcp(state, event)
             self.count_change(flow, session.state, state)
         expires = self.now + idle_time(self.router.timers, p.protocol, flow.service, state)
-        if state == session.state and expires < session.expires + SECOND:
+        ends_again = state == session.state and state in CLOSING and p.flags & RST  # RFC 7857 7.1
+        if state == session.state and (ends_again or expires < session.expires + SECOND):
             self.sessions[flow.key] = replace(session, peer_isn=isn)
             return
         self.sessions[flow.key] = replace(session, expires=expires, state=state, peer_isn=isn)
