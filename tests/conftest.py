@@ -6,6 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 from support.bench import Bench
+from support.outcomes import Outcomes
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Outcomes(config), "outcomes")
 
 
 @pytest.fixture(scope="session")

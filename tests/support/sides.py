@@ -1,0 +1,114 @@
+"""A NAT's two sides, on the real object: what is sent inside, what is seen outside, and the way back.
+
+domain web, inside port --- [ object ] --- outside port ... remote address and port
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet, Raw
+
+from support import world
+from support.bench import Bench, Outcome
+from support.frames import LAN_ADDRESS, ip
+from vfr.spec.model import LAN
+
+RULES = "allow any -> lan\nallow lan -> any tcp 22\nallow dom0 -> any\nallow web -> db\n"
+REMOTE = ("192.0.2.11", 80)
+STRANGER = ("192.0.2.12", 80)
+Protocol = Literal["tcp", "udp", "icmp"]
+PROTOCOLS: tuple[Protocol, ...] = ("tcp", "udp", "icmp")
+INSIDE_ISN, REMOTE_ISN = 1000, 5000
+_TABLES = ("sessions", "inbound", "mappings")
+_ROUTER = "192.0.2.254"
+
+
+def _layers(protocol: Protocol, sport: int, dport: int, flags: str, reply: bool) -> Packet:
+    if protocol == "icmp":
+        return ICMP(type=0 if reply else 8, id=dport if reply else sport, seq=1) / Raw(b"abcdefgh")
+    if protocol == "udp":
+        return UDP(sport=sport, dport=dport) / Raw(b"hello")
+    own, other = (REMOTE_ISN, INSIDE_ISN) if reply else (INSIDE_ISN, REMOTE_ISN)
+    first = "S" in flags
+    return TCP(
+        sport=sport, dport=dport, flags=flags, seq=own if first else own + 1, ack=other + 1 if "A" in flags else 0
+    )
+
+
+def outside_port(frame: bytes) -> int:
+    """What the LAN sees for the sender's port, or for its echo identifier."""
+    packet = Ether(frame)
+    return int(packet[ICMP].id if ICMP in packet else packet[IP].payload.sport)
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """Packets through a bench. What passes is told by its verdict, and by nothing else."""
+
+    bench: Bench
+
+    def send(
+        self, protocol: Protocol, inside: int, remote: tuple[str, int] = REMOTE, flags: str = "S", domain: str = "web"
+    ) -> Outcome:
+        """A domain's packet to a remote."""
+        packet = ip(domain, remote[0]) / _layers(protocol, inside, remote[1], flags, False)
+        return self.bench.send(world.SLOTS[domain], bytes(packet))
+
+    def out(
+        self, protocol: Protocol, inside: int, remote: tuple[str, int] = REMOTE, flags: str = "S", domain: str = "web"
+    ) -> int | None:
+        """The same: the outside port that it left by, or None if it did not."""
+        seen = self.send(protocol, inside, remote, flags, domain)
+        return outside_port(seen.frame) if seen.verdict.name == "TO_LAN" and seen.frame else None
+
+    def answer(self, protocol: Protocol, outside: int, remote: tuple[str, int] = REMOTE, flags: str = "SA") -> Outcome:
+        """A remote's packet to an outside port: for ICMP an echo reply."""
+        packet = ip("lan", LAN_ADDRESS, src=remote[0]) / _layers(protocol, remote[1], outside, flags, True)
+        return self.bench.send(LAN, bytes(packet))
+
+    def back(self, protocol: Protocol, outside: int, remote: tuple[str, int] = REMOTE, flags: str = "SA") -> int | None:
+        """The same: the inside port that it arrives at, or None if it does not."""
+        seen = self.answer(protocol, outside, remote, flags)
+        if seen.verdict.name != "TO_DOMAIN" or seen.frame is None:
+            return None
+        packet = Ether(seen.frame)
+        return int(packet[ICMP].id if ICMP in packet else packet[IP].payload.dport)
+
+    def open(self, inside: int, remote: tuple[str, int] = REMOTE) -> int:
+        """A TCP handshake; the outside port."""
+        outside = self.out("tcp", inside, remote)
+        assert outside is not None
+        assert self.back("tcp", outside, remote) == inside
+        assert self.out("tcp", inside, remote, "A") == outside
+        return outside
+
+    def error(self, quoted: bytes, kind: int, code: int) -> Outcome:
+        """An ICMP error of a router's on the way, about a frame that left."""
+        packet = ip("lan", LAN_ADDRESS, src=_ROUTER) / ICMP(type=kind, code=code) / Raw(quoted[14:42])
+        return self.bench.send(LAN, bytes(packet))
+
+    def let_pass(self, seconds: float) -> None:
+        """Time passes in silence: everything is that much nearer to its end."""
+        for slot in world.SLOTS.values():
+            for name in _TABLES:
+                self._age(name, slot, int(seconds * 10**9))
+
+    def _age(self, name: str, slot: int, ns: int) -> None:
+        table = self.bench.fastpath.inner(name, slot)
+        assert table is not None
+        try:
+            for key, value in list(table.items()):
+                expires = max(int.from_bytes(value[:8], "little") - ns, 1)
+                table.set(key, expires.to_bytes(8, "little") + value[8:])
+        finally:
+            table.close()
+
+
+def sides(bench: Bench, rules: str = RULES) -> Sides:
+    """The test world anew under these rules."""
+    bench.reset(world.router(rules))
+    return Sides(bench)
