@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -101,3 +102,19 @@ def test_a_failed_or_missing_test_is_told_from_a_skipped_one() -> None:
     assert _not_passed(GOOD, {f"{test}[a]": "passed", f"{test}[b]": "failed"}) == [f"RFC 4787 1: {test}[b] failed"]
     assert _not_passed(GOOD, {f"{test}_too": "passed"}) == [f"RFC 4787 1: {test} did not run"]
     assert _not_passed(GOOD, {test: "skipped: no tcx"}) == [f"RFC 4787 1: {test} skipped: no tcx"]
+
+
+def test_no_must_of_a_transport_is_left_out() -> None:
+    """RFC 6888 REQ-1: all that UDP, TCP and ICMP must do is done, or does not concern us."""
+    transports = {"RFC 4787", "RFC 5382", "RFC 5508"}
+    musts = [row for row in ROWS if row.rfc in transports and row.level in ("MUST", "MUST NOT")]
+    assert len(musts) > 30
+    assert [str(row) for row in musts if row.mark == "not kept"] == []
+
+
+def test_every_must_that_is_not_kept_is_said_at_the_top() -> None:
+    top = DOCUMENT.read_text().split("\n## ")[0]
+    for row in ROWS:
+        if row.mark == "not kept" and row.level in ("MUST", "MUST NOT"):
+            number = row.req.split()[0].lstrip("§")
+            assert re.search(rf"{row.rfc} (?:REQ-)?(?:[\d.]+, )*{re.escape(number)}\b", top), row
