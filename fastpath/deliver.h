@@ -6,17 +6,26 @@
 #ifndef VFR_DELIVER_H
 #define VFR_DELIVER_H
 
-#include "guard.h"
+#include "fragment.h"
 
-/* Whether the next interface takes it, asked before any state is made. A GSO frame will leave in
- * segments, so its own length says nothing. */
-static __always_inline enum vfr_verdict fits(const struct vfr_pkt *p)
+static __always_inline __u32 next_mtu(const struct vfr_pkt *p)
 {
-	__u32 mtu = p->to ? p->to->mtu : p->config->uplink_mtu;
+	return p->to ? p->to->mtu : p->config->uplink_mtu;
+}
+
+/* Whether it may go one hop further, and the next interface takes it, asked before any state is made.
+ * A GSO frame will leave in segments, so its own length says nothing. What is too long is cut by the
+ * sorter, if its sender allows that. */
+static __always_inline enum vfr_verdict fits(struct vfr_pkt *p)
+{
 	__u32 gso = p->skb->gso_size;
 	__u32 length = gso ? sizeof(struct iphdr) + p->l4_length + gso : p->l3_length;
 
-	return length > mtu ? VFR_DROP_TOO_BIG : VFR_CONTINUE;
+	if (p->ttl <= 1)
+		return VFR_DROP_TTL;
+	if (length <= next_mtu(p))
+		return VFR_CONTINUE;
+	return p->dont_fragment || p->sorted ? VFR_DROP_TOO_BIG : to_sorter(p);
 }
 
 static __always_inline enum vfr_verdict decrement_ttl(struct vfr_pkt *p)
@@ -45,7 +54,17 @@ static __always_inline enum vfr_verdict deliver_lan(struct vfr_pkt *p)
 	return VFR_TO_LAN;
 }
 
-static __always_inline enum vfr_verdict deliver_domain(struct vfr_pkt *p)
+/* To the LAN address from inside: in again by the uplink's hook, as the LAN would see it. The hop is
+ * counted there. */
+static __always_inline enum vfr_verdict deliver_hairpin(struct vfr_pkt *p)
+{
+	p->skb->mark = VFR_MARK_HAIRPIN;
+	p->action = bpf_redirect(p->config->uplink_ifindex, BPF_F_INGRESS);
+	return VFR_HAIRPIN;
+}
+
+/* Into a domain, as its interface has it. */
+static __always_inline enum vfr_verdict hand_over(struct vfr_pkt *p)
 {
 	struct ethhdr *eth = header(p->skb, 0, sizeof(*eth));
 
@@ -53,7 +72,7 @@ static __always_inline enum vfr_verdict deliver_domain(struct vfr_pkt *p)
 		return VFR_DROP_KERNEL;
 	__builtin_memcpy(eth->h_dest, p->to->mac, ETH_ALEN);
 	__builtin_memcpy(eth->h_source, gateway_mac, ETH_ALEN);
-	if (p->skb->pkt_type != 0 /* PACKET_HOST */ && bpf_skb_change_type(p->skb, 0))
+	if (p->skb->pkt_type != PACKET_HOST && bpf_skb_change_type(p->skb, PACKET_HOST))
 		return VFR_DROP_KERNEL;
 	switch (p->to->deliver) {
 	case VFR_DELIVER_PEER:
@@ -72,11 +91,14 @@ static __always_inline enum vfr_verdict deliver_domain(struct vfr_pkt *p)
 
 static __always_inline enum vfr_verdict deliver(struct vfr_pkt *p)
 {
-	enum vfr_verdict verdict = decrement_ttl(p);
+	enum vfr_verdict verdict;
 
+	if (p->hairpin && !p->to)
+		return deliver_hairpin(p);
+	verdict = decrement_ttl(p);
 	if (verdict != VFR_CONTINUE)
 		return verdict;
-	return p->to ? deliver_domain(p) : deliver_lan(p);
+	return p->to ? hand_over(p) : deliver_lan(p);
 }
 
 #endif

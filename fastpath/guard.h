@@ -6,7 +6,7 @@
 #ifndef VFR_GUARD_H
 #define VFR_GUARD_H
 
-#include "parse.h"
+#include "offload.h"
 
 /* What every domain sees as the MAC of the router, on every VIF. */
 static const __u8 gateway_mac[ETH_ALEN] = { 0xfe, 0xff, 0xff, 0xff, 0xff, 0xff };
@@ -53,11 +53,33 @@ static __always_inline bool is_vlan(__be16 ethertype)
 	       ethertype == bpf_htons(0x9100);
 }
 
+/* Which kind of option a header has; none is passed on (RFC 7126 says why for nearly all). */
+__noinline enum vfr_verdict guard_options(struct __sk_buff *skb, __u32 ihl)
+{
+	__u8 options[40] = {};
+	__u32 length = ihl * 4 - sizeof(struct iphdr), at = 0;
+
+	if (length > sizeof(options) || length < 4 || bpf_skb_load_bytes(skb, L4_OFFSET, options, length))
+		return VFR_DROP_IP_HEADER;
+	for (__u32 i = 0; i < sizeof(options); i++) {
+		__u8 type = at < sizeof(options) ? options[at] : IPOPT_END;
+
+		if (type == IPOPT_LSRR || type == IPOPT_SSRR)
+			return VFR_DROP_SOURCE_ROUTE;
+		if (type == IPOPT_END)
+			break;
+		if (type != IPOPT_NOOP && at + 1 < sizeof(options) && options[at + 1] > 1)
+			at += options[at + 1] - 1;
+		at++;
+	}
+	return VFR_DROP_IP_OPTIONS;
+}
+
 /* The header must sum to ones, end inside the frame, and have no options (RFC 1812 5.2.2). */
 static __always_inline enum vfr_verdict guard_ip_header(struct vfr_pkt *p)
 {
 	struct iphdr *ip = header(p->skb, L3_OFFSET, sizeof(*ip));
-	__u32 sum = 0, *word = (__u32 *)ip;
+	__u32 *word = (__u32 *)ip;
 	__u64 wide = 0;
 
 	if (!ip)
@@ -67,14 +89,43 @@ static __always_inline enum vfr_verdict guard_ip_header(struct vfr_pkt *p)
 	if (p->l3_length < ip->ihl * 4 || L3_OFFSET + p->l3_length > p->skb->len)
 		return VFR_DROP_IP_HEADER;
 	if (ip->ihl > 5)
-		return VFR_DROP_IP_OPTIONS;
+		return guard_options(p->skb, ip->ihl);
 #pragma unroll
 	for (int i = 0; i < 5; i++)
 		wide += word[i];
-	wide = (wide & 0xffffffff) + (wide >> 32);
-	sum = (wide & 0xffff) + ((wide >> 16) & 0xffff) + (wide >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return sum == 0xffff ? VFR_CONTINUE : VFR_DROP_IP_HEADER;
+	return fold(wide) == 0xffff ? VFR_CONTINUE : VFR_DROP_IP_HEADER;
+}
+
+/* A fragment must be one that a datagram can be put together from: all but the last a multiple of
+ * eight bytes, none beyond 64 KiB, and none that lies over the L4 header (RFC 3128). */
+static __always_inline enum vfr_verdict guard_fragment(const struct vfr_pkt *p)
+{
+	__u32 begin = (bpf_ntohs(p->fragment) & 0x1fff) * 8;
+	__u32 length = p->l3_length - sizeof(struct iphdr);
+	bool more = p->fragment & bpf_htons(0x2000);
+
+	if (!length || (more && length % 8) || begin + length > 65535 - sizeof(struct iphdr))
+		return VFR_DROP_FRAGMENT;
+	return p->later && begin < sizeof(struct tcphdr) && p->l4_proto == IPPROTO_TCP ? VFR_DROP_FRAGMENT
+										       : VFR_CONTINUE;
+}
+
+/* What any IP packet is held to that is ours to forward, wherever it came from. */
+static __always_inline enum vfr_verdict guard_l4(struct vfr_pkt *p)
+{
+	enum vfr_verdict verdict = p->fragment ? guard_fragment(p) : VFR_CONTINUE;
+
+	if (verdict != VFR_CONTINUE)
+		return verdict;
+	if (!p->later)
+		verdict = parse_l4(p);
+	else if (p->l4_proto != IPPROTO_TCP && p->l4_proto != IPPROTO_UDP && p->l4_proto != IPPROTO_ICMP)
+		verdict = VFR_DROP_PROTOCOL;
+	if (verdict != VFR_CONTINUE)
+		return verdict;
+	if (p->error && p->fragment)
+		return VFR_DROP_FRAGMENT;
+	return check_offload(p);
 }
 
 static __always_inline enum vfr_verdict guard_arp(struct vfr_pkt *p, bool group_or_gateway)
@@ -110,11 +161,7 @@ static __always_inline enum vfr_verdict guard_ip(struct vfr_pkt *p, bool to_grou
 		return VFR_DROP_MARTIAN;
 	if (to_group)
 		return VFR_DROP_GROUP_MAC;
-	if (!to_gateway)
-		return VFR_DROP_DST_MAC;
-	if (p->fragment)
-		return VFR_DROP_FRAGMENT;
-	return p->ttl > 1 ? parse_l4(p) : VFR_DROP_TTL;
+	return to_gateway ? guard_l4(p) : VFR_DROP_DST_MAC;
 }
 
 /* What a VIF's domain may send. Leaves the L4 fields parsed for IP. */

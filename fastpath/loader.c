@@ -93,11 +93,25 @@ static int pin_all(struct bpf_object *object, const char *directory)
 	return 0;
 }
 
+/* Whether this kernel lets a program read the kernel's own sk_buff (since 6.2). */
+static int has_kernel_context(void)
+{
+	struct btf *btf = btf__load_vmlinux_btf();
+	int found;
+
+	if (!btf || libbpf_get_error(btf))
+		return 0;
+	found = btf__find_by_name_kind(btf, "bpf_cast_to_kern_ctx", BTF_KIND_FUNC) > 0;
+	btf__free(btf);
+	return found;
+}
+
 int vfr_load(const char *path, const char *directory, const struct vfr_setting *settings, int count,
 	     char *log, size_t log_size)
 {
 	struct bpf_object *object;
-	int err = 0;
+	struct vfr_setting context = { "kernel_context", has_kernel_context() };
+	int err;
 
 	log_text = log;
 	log_room = log_size;
@@ -105,6 +119,7 @@ int vfr_load(const char *path, const char *directory, const struct vfr_setting *
 	object = bpf_object__open_file(path, NULL);
 	if (!object)
 		return -errno;
+	err = set_variable(object, &context);
 	for (int i = 0; i < count && !err; i++)
 		err = set_variable(object, &settings[i]);
 	if (!err)

@@ -80,6 +80,44 @@ struct {
 	__array(values, struct vfr_mapping_table);
 } mappings SEC(".maps");
 
+/* Closing conversations, oldest first: place slot * VFR_KINDS + kind. */
+struct vfr_closing_queue {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, 64);
+	__uint(key_size, 0);
+	__uint(value_size, sizeof(struct vfr_closing));
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, VFR_SLOTS * VFR_KINDS);
+	__type(key, __u32);
+	__array(values, struct vfr_closing_queue);
+} closing SEC(".maps");
+
+struct vfr_fragment_table {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 32);
+	__type(key, struct vfr_fragment_key);
+	__type(value, struct vfr_fragment);
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, VFR_SLOTS + 1); /* the last is for what comes from the LAN, VFR_ROW_LAN */
+	__type(key, __u32);
+	__array(values, struct vfr_fragment_table);
+} fragments SEC(".maps");
+
+/* What the next packet without DF to a remote gets for an identification, by the remote's hash. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, __u32);
+} identifications SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, VFR_SPACES * VFR_PORT_SPACE);
@@ -115,7 +153,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, VFR_SLOTS);
+	__uint(max_entries, VFR_SLOTS + 1); /* the last is for the LAN, VFR_ROW_LAN */
 	__type(key, __u32);
 	__type(value, struct vfr_runtime);
 } runtime SEC(".maps");
@@ -139,6 +177,17 @@ static __always_inline struct vfr_config *config_now(void)
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&config, &zero);
+}
+
+static __always_inline void count_one(struct vfr_count *count, __u32 bytes)
+{
+	count->packets++;
+	count->bytes += bytes;
+}
+
+static __always_inline struct vfr_runtime *runtime_of(__u32 row)
+{
+	return bpf_map_lookup_elem(&runtime, &row);
 }
 
 /* The domain in a slot, or NULL if nobody is. */

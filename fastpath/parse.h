@@ -22,6 +22,8 @@
 #define L3_OFFSET sizeof(struct ethhdr)
 #define L4_OFFSET (sizeof(struct ethhdr) + sizeof(struct iphdr)) /* options never get this far */
 #define HEADERS_MAX (L4_OFFSET + sizeof(struct tcphdr))
+#define PACKET_HOST 0 /* skb->pkt_type, as <linux/if_packet.h> has it */
+#define ICMP_ERROR_MAX 1536 /* no ICMP error that makes sense is longer */
 
 /* RFC 826 and RFC 792. The kernel's own headers for these need a C library, which BPF has not. */
 enum {
@@ -31,11 +33,14 @@ enum {
 
 	ICMP_ECHOREPLY = 0,
 	ICMP_DEST_UNREACH = 3,
-	ICMP_SOURCE_QUENCH = 4,
-	ICMP_REDIRECT = 5,
 	ICMP_ECHO = 8,
 	ICMP_TIME_EXCEEDED = 11,
 	ICMP_PARAMETERPROB = 12,
+
+	ICMP_NET_UNREACH = 0,        /* codes of ICMP_DEST_UNREACH */
+	ICMP_HOST_UNREACH = 1,
+	ICMP_FRAG_NEEDED = 4,
+	ICMP_PROHIBITED = 13,
 };
 
 struct vfr_icmp {
@@ -80,27 +85,40 @@ struct vfr_pkt {
 	__u32 to_node;               /* slot, or VFR_NODE_LAN */
 
 	__be16 l3_proto;             /* ethertype */
-	__u8 l4_proto;               /* TCP, UDP, ICMP, or whatever it says */
+	__u8 l4_proto;               /* TCP, UDP, ICMP, or whatever it says; of an ICMP error, the quoted one */
 	__u8 l4_length;              /* of the header, in bytes */
 	__u8 tcp_flags;
 	__u8 icmp_type;
 	__u8 ttl;
 	__u8 ihl;                    /* in 32-bit words */
 	__u16 l3_length;             /* as the IP header says */
-	__be16 fragment;             /* flags and offset */
+	__be16 fragment;             /* flag "more" and offset */
+	__be16 id;
 	__be32 src;
 	__be32 dst;
 	__be16 sport;                /* for echo the identifier stands where the answer goes: */
 	__be16 dport;                /* a request's "source port", a reply's "destination port" */
 
+	bool dont_fragment;
+	bool first;                  /* the first fragment of a datagram */
+	bool later;                  /* any other fragment; it has no L4 header */
+	bool sorted;                 /* it comes back from the sorter */
+	bool hairpin;                /* its other end is a port of ours, spoken to by the LAN address */
+	bool error;                  /* an ICMP error; ports and protocol are those of an answer to what it quotes */
+	bool partial;                /* its L4 checksum is still to be completed (CHECKSUM_PARTIAL) */
+	__u8 quoted_l4;              /* of an ICMP error: where the quoted L4 header is in the frame */
+
+	struct vfr_session_key key;  /* of its conversation, in its opener's or its target's map */
 	struct vfr_session *session; /* the living conversation it belongs to, if any */
 	bool reply;                  /* it goes against the direction the conversation was opened in */
 	bool inbound;                /* the conversation was opened by the LAN */
+	bool new_mapping;            /* it was this packet that made its mapping */
 	__u16 opener;                /* nodes and port that the policy is asked about */
 	__u16 target;
 	__be16 service;
 	__be16 outside_port;         /* what the LAN sees for the domain */
 	__be16 inside_port;          /* what the domain itself sees, if it came from the LAN */
+	__be16 new_id;               /* the identification that it goes on with, if it may be fragmented */
 };
 
 /* Makes the headers readable and writable in the linear part, as far as the frame has any. */
@@ -145,6 +163,10 @@ static __always_inline enum vfr_verdict parse_ip(struct vfr_pkt *p)
 	p->l4_proto = ip->protocol;
 	p->l3_length = bpf_ntohs(ip->tot_len);
 	p->fragment = ip->frag_off & bpf_htons(0x3fff);
+	p->dont_fragment = ip->frag_off & bpf_htons(0x4000);
+	p->later = p->fragment & bpf_htons(0x1fff);
+	p->first = p->fragment && !p->later;
+	p->id = p->new_id = ip->id;
 	p->src = ip->saddr;
 	p->dst = ip->daddr;
 	return VFR_CONTINUE;
@@ -165,6 +187,7 @@ static __always_inline enum vfr_verdict parse_tcp(struct vfr_pkt *p, __u32 room)
 	return VFR_CONTINUE;
 }
 
+/* A first fragment's length field speaks of the whole datagram, of which most is yet to come. */
 static __always_inline enum vfr_verdict parse_udp(struct vfr_pkt *p, __u32 room)
 {
 	struct udphdr *udp = header(p->skb, L4_OFFSET, sizeof(*udp));
@@ -172,17 +195,18 @@ static __always_inline enum vfr_verdict parse_udp(struct vfr_pkt *p, __u32 room)
 	if (!udp || room < sizeof(*udp))
 		return VFR_DROP_L4_HEADER;
 	p->l4_length = sizeof(*udp);
-	if (bpf_ntohs(udp->len) < sizeof(*udp) || bpf_ntohs(udp->len) > room)
+	if (bpf_ntohs(udp->len) < sizeof(*udp) || (bpf_ntohs(udp->len) > room && !p->first))
 		return VFR_DROP_L4_HEADER;
 	p->sport = udp->source;
 	p->dport = udp->dest;
 	return VFR_CONTINUE;
 }
 
+/* The errors that say why a packet did not arrive. A source quench or a redirect is nobody's
+ * business here (RFC 6633, RFC 1812 5.2.7.2). */
 static __always_inline bool is_icmp_error(__u8 type)
 {
-	return type == ICMP_DEST_UNREACH || type == ICMP_SOURCE_QUENCH || type == ICMP_REDIRECT ||
-	       type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
+	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
 }
 
 static __always_inline enum vfr_verdict parse_icmp(struct vfr_pkt *p, __u32 room)
@@ -193,8 +217,9 @@ static __always_inline enum vfr_verdict parse_icmp(struct vfr_pkt *p, __u32 room
 		return VFR_DROP_L4_HEADER;
 	p->l4_length = sizeof(*icmp);
 	p->icmp_type = icmp->type;
-	if (is_icmp_error(icmp->type))
-		return VFR_DROP_ICMP_ERROR;
+	p->error = is_icmp_error(icmp->type);
+	if (p->error)
+		return VFR_CONTINUE;
 	if (icmp->type == ICMP_ECHO)
 		p->sport = icmp->id;
 	else if (icmp->type == ICMP_ECHOREPLY)
@@ -204,7 +229,7 @@ static __always_inline enum vfr_verdict parse_icmp(struct vfr_pkt *p, __u32 room
 	return icmp->code ? VFR_DROP_ICMP_TYPE : VFR_CONTINUE;
 }
 
-/* Expects an IP header without options, of a packet that is no fragment. */
+/* Expects an IP header without options, of a packet that is no later fragment. */
 static __always_inline enum vfr_verdict parse_l4(struct vfr_pkt *p)
 {
 	__u32 room = p->l3_length - sizeof(struct iphdr);
@@ -221,11 +246,58 @@ static __always_inline enum vfr_verdict parse_l4(struct vfr_pkt *p)
 	}
 }
 
-static __always_inline __u32 port_space(const struct vfr_pkt *p)
+static __always_inline bool is_delivery(enum vfr_verdict verdict)
 {
-	if (p->l4_proto == IPPROTO_TCP)
+	return verdict == VFR_TO_DOMAIN || verdict == VFR_TO_DOM0 || verdict == VFR_TO_LAN;
+}
+
+static __always_inline __u32 space_of(__u8 protocol)
+{
+	if (protocol == IPPROTO_TCP)
 		return VFR_SPACE_TCP;
-	return p->l4_proto == IPPROTO_UDP ? VFR_SPACE_UDP : VFR_SPACE_ICMP;
+	return protocol == IPPROTO_UDP ? VFR_SPACE_UDP : VFR_SPACE_ICMP;
+}
+
+/* Sums up bytes of a frame; see sum_bytes. */
+struct summing {
+	struct __sk_buff *skb;
+	__u32 at, left;
+	__s64 sum;
+};
+
+static long sum_chunk(__u32 i, struct summing *s)
+{
+	__u8 chunk[64] = {};
+	__u32 size = s->left < sizeof(chunk) ? s->left : sizeof(chunk);
+
+	if (!size || size > sizeof(chunk))
+		return 1;
+	if (bpf_skb_load_bytes(s->skb, s->at, chunk, size)) {
+		s->sum = -1;
+		return 1;
+	}
+	s->sum = bpf_csum_diff(NULL, 0, (__be32 *)chunk, sizeof(chunk), s->sum);
+	s->at += size;
+	s->left -= size;
+	return s->sum < 0;
+}
+
+/* The ones' complement sum of `length` bytes of the frame from `at` on; the first stands in an even
+ * place. Begins with `before`. -1 if the frame ends too early, or there is too much to sum. */
+__noinline __s64 sum_bytes(struct __sk_buff *skb, __u32 at, __u32 length, __u32 before)
+{
+	struct summing s = { .skb = skb, .at = at, .left = length, .sum = before };
+
+	bpf_loop(ICMP_ERROR_MAX / 64, sum_chunk, &s, 0);
+	return s.left ? -1 : s.sum;
+}
+
+static __always_inline __u16 fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
 }
 
 #endif

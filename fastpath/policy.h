@@ -22,7 +22,7 @@ static __always_inline __u32 pair_row(void *pairs, __u16 opener, __u16 target)
 	return set ? *set : NO_ROW;
 }
 
-static __always_inline __u32 port_set(__u16 opener, __u16 target)
+__noinline __u32 port_set(__u16 opener, __u16 target)
 {
 	__u32 zero = 0, set;
 	void *pairs = bpf_map_lookup_elem(&policy, &zero);
@@ -39,9 +39,9 @@ static __always_inline __u32 port_set(__u16 opener, __u16 target)
 	return set == NO_ROW ? VFR_SET_NOTHING : set;
 }
 
-static __always_inline bool policy_allows(__u16 opener, __u16 target, __u8 protocol, __be16 port)
+__noinline enum vfr_verdict ask_policy(__u16 opener, __u16 target, __u8 protocol, __be16 port)
 {
-	__u32 set = port_set(opener, target);
+	__u32 set = port_set(opener, target), *rule;
 	struct vfr_ports_key key = {
 		.prefixlen = 64,
 		.set = bpf_htonl(set),
@@ -50,8 +50,11 @@ static __always_inline bool policy_allows(__u16 opener, __u16 target, __u8 proto
 	};
 
 	if (set == VFR_SET_NOTHING || set == VFR_SET_EVERYTHING)
-		return set == VFR_SET_EVERYTHING;
-	return bpf_map_lookup_elem(&port_sets, &key);
+		return set == VFR_SET_EVERYTHING ? VFR_CONTINUE : VFR_DROP_POLICY;
+	rule = bpf_map_lookup_elem(&port_sets, &key);
+	if (!rule)
+		return VFR_DROP_POLICY;
+	return *rule == VFR_RULE_ALLOW ? VFR_CONTINUE : VFR_DROP_REJECTED;
 }
 
 /* Whether either may open anything to the other: whoever may be answered must be found by ARP. */
@@ -63,17 +66,18 @@ static __always_inline bool may_talk(__u16 one, __u16 other)
 static __always_inline enum vfr_verdict apply_policy(struct vfr_pkt *p)
 {
 	__u32 now = p->config->policy;
+	enum vfr_verdict verdict;
 
 	if (p->session && p->session->policy == now)
 		return VFR_CONTINUE;
-	if (!policy_allows(p->opener, p->target, p->l4_proto, p->service)) {
-		if (p->session)
-			p->session->expires_ns = 0;
-		return VFR_DROP_POLICY;
-	}
-	if (p->session)
+	verdict = ask_policy(p->opener, p->target, p->l4_proto, p->service);
+	if (!p->session)
+		return verdict;
+	if (verdict == VFR_CONTINUE)
 		p->session->policy = now;
-	return VFR_CONTINUE;
+	else
+		p->session->expires_ns = 0;
+	return verdict;
 }
 
 #endif

@@ -15,60 +15,89 @@
 
 #define SECOND_NS 1000000000ULL
 
-/* Times after the last packet. RFC 5382 REQ-5, RFC 4787 REQ-5 (and 5a: shorter for a well-known
- * port), RFC 5508 REQ-2. */
-const volatile __u64 tcp_opening_ns = 240 * SECOND_NS;
-const volatile __u64 tcp_established_ns = 7440 * SECOND_NS;
-const volatile __u64 tcp_closed_ns = 240 * SECOND_NS;
-const volatile __u64 udp_idle_ns = 300 * SECOND_NS;
-const volatile __u64 udp_dns_idle_ns = 30 * SECOND_NS;
-const volatile __u64 icmp_idle_ns = 60 * SECOND_NS;
-
-/* What a state becomes, by who sent what. A SYN on a closed session never gets here: it is new. */
+/* What a state becomes, by who sent what. A SYN on a closing session never gets here: it is new. In
+ * VFR_TCP_ANSWERED the opener's "other" is one that acknowledges the peer's SYN. */
 static const __u8 tcp_next[VFR_TCP_STATES][VFR_TCP_EVENTS] = {
 	/*                       opener SYN              FIN                 RST             other                    peer SYN                FIN                 RST             other */
 	[VFR_TCP_NONE]        = { VFR_TCP_OPENING,     VFR_TCP_NONE,       VFR_TCP_NONE,   VFR_TCP_NONE,        VFR_TCP_NONE,        VFR_TCP_NONE,       VFR_TCP_NONE,   VFR_TCP_NONE },
-	[VFR_TCP_OPENING]     = { VFR_TCP_OPENING,     VFR_TCP_OPENING,    VFR_TCP_CLOSED, VFR_TCP_OPENING,     VFR_TCP_ESTABLISHED, VFR_TCP_OPENING,    VFR_TCP_CLOSED, VFR_TCP_OPENING },
-	[VFR_TCP_ESTABLISHED] = { VFR_TCP_ESTABLISHED, VFR_TCP_FIN_OPENER, VFR_TCP_CLOSED, VFR_TCP_ESTABLISHED, VFR_TCP_ESTABLISHED, VFR_TCP_FIN_PEER,   VFR_TCP_CLOSED, VFR_TCP_ESTABLISHED },
-	[VFR_TCP_FIN_OPENER]  = { VFR_TCP_FIN_OPENER,  VFR_TCP_FIN_OPENER, VFR_TCP_CLOSED, VFR_TCP_FIN_OPENER,  VFR_TCP_FIN_OPENER,  VFR_TCP_CLOSED,     VFR_TCP_CLOSED, VFR_TCP_FIN_OPENER },
-	[VFR_TCP_FIN_PEER]    = { VFR_TCP_FIN_PEER,    VFR_TCP_CLOSED,     VFR_TCP_CLOSED, VFR_TCP_FIN_PEER,    VFR_TCP_FIN_PEER,    VFR_TCP_FIN_PEER,   VFR_TCP_CLOSED, VFR_TCP_FIN_PEER },
+	[VFR_TCP_OPENING]     = { VFR_TCP_OPENING,     VFR_TCP_OPENING,    VFR_TCP_CLOSED, VFR_TCP_OPENING,     VFR_TCP_ANSWERED,    VFR_TCP_OPENING,    VFR_TCP_CLOSED, VFR_TCP_OPENING },
+	[VFR_TCP_ANSWERED]    = { VFR_TCP_ANSWERED,    VFR_TCP_ANSWERED,   VFR_TCP_CLOSED, VFR_TCP_ESTABLISHED, VFR_TCP_ANSWERED,    VFR_TCP_ANSWERED,   VFR_TCP_CLOSED, VFR_TCP_ANSWERED },
+	[VFR_TCP_ESTABLISHED] = { VFR_TCP_ESTABLISHED, VFR_TCP_FIN_OPENER, VFR_TCP_RESET,  VFR_TCP_ESTABLISHED, VFR_TCP_ESTABLISHED, VFR_TCP_FIN_PEER,   VFR_TCP_RESET,  VFR_TCP_ESTABLISHED },
+	[VFR_TCP_FIN_OPENER]  = { VFR_TCP_FIN_OPENER,  VFR_TCP_FIN_OPENER, VFR_TCP_RESET,  VFR_TCP_FIN_OPENER,  VFR_TCP_FIN_OPENER,  VFR_TCP_CLOSED,     VFR_TCP_RESET,  VFR_TCP_FIN_OPENER },
+	[VFR_TCP_FIN_PEER]    = { VFR_TCP_FIN_PEER,    VFR_TCP_CLOSED,     VFR_TCP_RESET,  VFR_TCP_FIN_PEER,    VFR_TCP_FIN_PEER,    VFR_TCP_FIN_PEER,   VFR_TCP_RESET,  VFR_TCP_FIN_PEER },
 	[VFR_TCP_CLOSED]      = { VFR_TCP_CLOSED,      VFR_TCP_CLOSED,     VFR_TCP_CLOSED, VFR_TCP_CLOSED,      VFR_TCP_CLOSED,      VFR_TCP_CLOSED,     VFR_TCP_CLOSED, VFR_TCP_CLOSED },
+	[VFR_TCP_RESET]       = { VFR_TCP_RESET,       VFR_TCP_FIN_OPENER, VFR_TCP_RESET,  VFR_TCP_ESTABLISHED, VFR_TCP_ESTABLISHED, VFR_TCP_FIN_PEER,   VFR_TCP_RESET,  VFR_TCP_ESTABLISHED },
 };
 
-static __always_inline __u32 tcp_event(const struct vfr_pkt *p)
+static __always_inline bool is_closing(__u32 tcp_state)
+{
+	return tcp_state >= VFR_TCP_CLOSED;
+}
+
+static __always_inline bool is_half_open(__u32 tcp_state)
+{
+	return tcp_state == VFR_TCP_OPENING || tcp_state == VFR_TCP_ANSWERED;
+}
+
+/* Whether the opener's packet acknowledges the peer's SYN, as only one who received it can
+ * (RFC 9293 3.4). Data may have followed it, but not much. */
+static __always_inline bool acknowledges(struct vfr_pkt *p, __u32 peer_isn)
+{
+	struct tcphdr *tcp = header(p->skb, L4_OFFSET, sizeof(*tcp));
+
+	return tcp && p->tcp_flags & TCP_ACK && bpf_ntohl(tcp->ack_seq) - peer_isn - 1 < 1 << 20;
+}
+
+static __always_inline __u32 tcp_event(struct vfr_pkt *p, const struct vfr_session *s)
 {
 	__u32 side = p->reply ? VFR_TCP_PEER_SYN : VFR_TCP_OPENER_SYN;
 
 	if (p->tcp_flags & TCP_RST)
 		return side + 2;
+	if (s->tcp_state == VFR_TCP_ANSWERED && !p->reply)
+		return acknowledges(p, s->peer_isn) ? VFR_TCP_OPENER_OTHER : VFR_TCP_OPENER_SYN;
 	if (p->tcp_flags & TCP_SYN)
 		return side;
 	return p->tcp_flags & TCP_FIN ? side + 1 : side + 3;
 }
 
-static __always_inline __u8 tcp_step(__u8 state, __u32 event)
+static __always_inline __u32 tcp_step(__u32 state, __u32 event)
 {
 	/* The mask says nothing new to the reader; it is what the verifier can follow. */
 	return state < VFR_TCP_STATES ? tcp_next[state][event & (VFR_TCP_EVENTS - 1)] : state;
 }
 
-static __always_inline __u64 idle_time(const struct vfr_pkt *p, __u8 tcp_state)
+/* How long the conversation may be silent from now on. */
+static __always_inline __u64 idle_time(const struct vfr_pkt *p, __u32 tcp_state)
 {
+	const struct vfr_timers *timers = &p->config->timers;
+	__u32 seconds;
+
 	if (p->l4_proto == IPPROTO_UDP)
-		return p->service == bpf_htons(53) ? udp_dns_idle_ns : udp_idle_ns;
-	if (p->l4_proto == IPPROTO_ICMP)
-		return icmp_idle_ns;
-	if (tcp_state == VFR_TCP_OPENING)
-		return tcp_opening_ns;
-	return tcp_state == VFR_TCP_CLOSED ? tcp_closed_ns : tcp_established_ns;
+		seconds = p->service == bpf_htons(53) ? timers->dns_s : timers->udp_s;
+	else if (p->l4_proto == IPPROTO_ICMP)
+		seconds = timers->icmp_s;
+	else if (is_half_open(tcp_state))
+		seconds = timers->tcp_opening_s;
+	else
+		seconds = is_closing(tcp_state) ? timers->tcp_closing_s : timers->tcp_established_s;
+	return seconds * SECOND_NS;
 }
 
 /* Whether the packet may begin a conversation. */
 static __always_inline bool is_opening(const struct vfr_pkt *p)
 {
+	if (p->error)
+		return false;
 	if (p->l4_proto == IPPROTO_TCP)
 		return (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
 	return p->l4_proto == IPPROTO_UDP || p->icmp_type == ICMP_ECHO;
+}
+
+/* What becomes of a packet of no conversation that begins none. */
+static __always_inline enum vfr_verdict orphan(const struct vfr_pkt *p, enum vfr_verdict verdict)
+{
+	return p->error ? VFR_DROP_ICMP_ERROR : verdict;
 }
 
 /* The key of the packet's session if its sender opened it, or, turned round, if its receiver did. */
@@ -102,19 +131,35 @@ static __always_inline enum vfr_verdict check_peer(struct vfr_pkt *p, const stru
 	return p->to && p->to->generation == s->peer_generation ? VFR_CONTINUE : VFR_DROP_NO_DOMAIN;
 }
 
+/* To the LAN address: a port of ours must be meant, and who holds it is whom the policy is asked about. */
+static __always_inline enum vfr_verdict find_hairpin(struct vfr_pkt *p)
+{
+	struct vfr_outside *entry = outside_port(space_of(p->l4_proto), p->dport);
+
+	p->hairpin = true;
+	if (!entry || entry->holder == VFR_PORT_FREE)
+		return VFR_DROP_HAIRPIN;
+	p->target = entry->slot;
+	p->service = entry->inside_port;
+	return VFR_CONTINUE;
+}
+
 /* The sender opened it: its own map, the packet as it stands. */
 static __always_inline enum vfr_verdict session_as_opener(struct vfr_pkt *p)
 {
 	struct vfr_session_key key = session_key(p, false);
 	struct vfr_session *s = find_live(&sessions, p->from_slot, &key, p->now);
 
-	if (!s || (s->tcp_state == VFR_TCP_CLOSED && is_opening(p)))
+	if (!s || (is_closing(s->tcp_state) && is_opening(p)))
 		return VFR_CONTINUE;
 	p->session = s;
+	p->key = key;
 	p->opener = p->from_slot;
 	p->target = s->peer;
 	p->service = p->dport;
 	p->outside_port = s->outside_port;
+	if (s->peer == VFR_NODE_LAN && p->dst == p->config->outside_address && find_hairpin(p))
+		return VFR_DROP_HAIRPIN;
 	return check_peer(p, s);
 }
 
@@ -127,6 +172,7 @@ static __always_inline void session_as_peer(struct vfr_pkt *p)
 	if (!s || s->peer != p->from_slot || s->peer_generation != p->from->generation)
 		return;
 	p->session = s;
+	p->key = key;
 	p->reply = true;
 	p->opener = p->to_node;
 	p->target = p->from_slot;
@@ -142,6 +188,7 @@ static __always_inline void session_of_forward(struct vfr_pkt *p)
 	if (!s)
 		return;
 	p->session = s;
+	p->key = key;
 	p->reply = true;
 	p->inbound = true;
 	p->opener = VFR_NODE_LAN;
@@ -166,8 +213,7 @@ static __always_inline enum vfr_verdict route(struct vfr_pkt *p)
 		return VFR_DROP_NO_DOMAIN;
 	if (!config->uplink_ifindex)
 		return VFR_DROP_NO_UPLINK;
-	if (p->dst == config->outside_address)
-		return VFR_DROP_HAIRPIN;
+	p->hairpin = p->dst == config->outside_address;
 	if (in_net(p->dst, config->lan_base, config->lan_mask) && ~config->lan_mask &&
 	    ((p->dst & ~config->lan_mask) == ~config->lan_mask || p->dst == config->lan_base))
 		return VFR_DROP_MULTICAST;
@@ -178,11 +224,12 @@ static __always_inline enum vfr_verdict route(struct vfr_pkt *p)
 static __always_inline enum vfr_verdict open_from_vif(struct vfr_pkt *p)
 {
 	if (!is_opening(p))
-		return VFR_DROP_NO_SESSION;
+		return orphan(p, VFR_DROP_NO_SESSION);
+	p->key = session_key(p, false);
 	p->opener = p->from_slot;
 	p->target = p->to_node;
 	p->service = p->dport;
-	return VFR_CONTINUE;
+	return p->hairpin ? find_hairpin(p) : VFR_CONTINUE;
 }
 
 static __always_inline enum vfr_verdict session_from_vif(struct vfr_pkt *p)
@@ -215,8 +262,9 @@ static __always_inline enum vfr_verdict session_of_mapping(struct vfr_pkt *p)
 	key.inside_port = p->inside_port;
 	s = find_live(&sessions, p->to_node, &key, p->now);
 	if (!s || s->peer != VFR_NODE_LAN || s->outside_port != p->dport)
-		return VFR_DROP_UNSOLICITED;
+		return orphan(p, VFR_DROP_UNSOLICITED);
 	p->session = s;
+	p->key = key;
 	p->reply = true;
 	p->opener = p->to_node;
 	p->target = VFR_NODE_LAN;
@@ -231,32 +279,16 @@ static __always_inline enum vfr_verdict session_to_forward(struct vfr_pkt *p)
 	struct vfr_session *s;
 
 	key.inside_port = p->inside_port;
+	p->key = key;
 	p->inbound = true;
 	p->opener = VFR_NODE_LAN;
 	p->target = p->to_node;
 	p->service = p->inside_port;
 	p->outside_port = p->dport;
 	s = find_live(&inbound, p->to_node, &key, p->now);
-	if (s && s->outside_port == p->dport && !(s->tcp_state == VFR_TCP_CLOSED && is_opening(p)))
+	if (s && s->outside_port == p->dport && !(is_closing(s->tcp_state) && is_opening(p)))
 		p->session = s;
-	return p->session || is_opening(p) ? VFR_CONTINUE : VFR_DROP_NO_SESSION;
-}
-
-/* Carries a living session on: its state, and how long it may now be idle. Written a second at a
- * time, so that packets on different CPUs seldom touch the same line. */
-static __always_inline void refresh(struct vfr_pkt *p)
-{
-	struct vfr_session *s = p->session;
-	__u8 state = s->tcp_state;
-	__u64 expires;
-
-	if (p->l4_proto == IPPROTO_TCP)
-		state = tcp_step(state, tcp_event(p));
-	expires = p->now + idle_time(p, state);
-	if (state == s->tcp_state && expires < s->expires_ns + SECOND_NS)
-		return;
-	s->tcp_state = state;
-	s->expires_ns = expires;
+	return p->session || is_opening(p) ? VFR_CONTINUE : orphan(p, VFR_DROP_NO_SESSION);
 }
 
 #endif

@@ -7,12 +7,8 @@
 #ifndef VFR_UPLINK_H
 #define VFR_UPLINK_H
 
-#include "session.h"
-
-/* First eight bytes of any L4 header, enough for ports or an echo identifier. */
-struct l4_start {
-	__be16 word[4];
-};
+#include "fragment.h"
+#include "related.h"
 
 static __always_inline bool in_nat_range(const struct vfr_config *config, __be16 port)
 {
@@ -49,30 +45,10 @@ static __always_inline bool host_owns(struct vfr_pkt *p)
 	return true;
 }
 
-/* An ICMP error is ours if the packet that it quotes left by one of our ports. */
-static __always_inline enum vfr_verdict uplink_icmp_error(struct vfr_pkt *p, __u32 l4_offset)
-{
-	struct iphdr quoted;
-	struct vfr_outside *entry;
-	__be16 port;
-	__u32 at = l4_offset + sizeof(struct vfr_icmp);
-
-	if (bpf_skb_load_bytes(p->skb, at, &quoted, sizeof(quoted)) || quoted.saddr != p->dst)
-		return VFR_NOT_OURS;
-	at += quoted.ihl * 4;
-	if (quoted.protocol == IPPROTO_ICMP)
-		at += offsetof(struct vfr_icmp, id);
-	if (bpf_skb_load_bytes(p->skb, at, &port, sizeof(port)))
-		return VFR_NOT_OURS;
-	p->l4_proto = quoted.protocol;
-	entry = outside_port(port_space(p), port);
-	return entry && entry->holder != VFR_PORT_FREE ? VFR_DROP_ICMP_ERROR : VFR_NOT_OURS;
-}
-
 /* Nobody holds the port: in our range it is either the host's after all, or nobody's. */
 static __always_inline enum vfr_verdict uplink_miss(struct vfr_pkt *p)
 {
-	if (p->l4_proto == IPPROTO_ICMP || !in_nat_range(p->config, p->dport) || host_owns(p))
+	if (p->error || p->l4_proto == IPPROTO_ICMP || !in_nat_range(p->config, p->dport) || host_owns(p))
 		return VFR_NOT_OURS;
 	return VFR_DROP_UNSOLICITED;
 }
@@ -81,14 +57,13 @@ static __always_inline enum vfr_verdict uplink_miss(struct vfr_pkt *p)
 static __always_inline enum vfr_verdict uplink_ours(struct vfr_pkt *p)
 {
 	enum vfr_verdict verdict = guard_ip_header(p);
+	__u32 *slot = bpf_map_lookup_elem(&addresses, &p->src);
 
 	if (verdict != VFR_CONTINUE)
 		return verdict;
-	if (is_martian(p->src) || is_multicast(p->src) || is_link_local(p->src) || p->src == p->dst)
+	if (is_martian(p->src) || is_multicast(p->src) || is_link_local(p->src) || slot)
 		return VFR_DROP_MARTIAN;
-	if (p->fragment)
-		return VFR_DROP_FRAGMENT;
-	return p->ttl > 1 ? parse_l4(p) : VFR_DROP_TTL;
+	return p->src == p->dst && !p->hairpin ? VFR_DROP_MARTIAN : guard_l4(p);
 }
 
 /* Finds whose the port is, and the session, or the right to begin one. */
@@ -104,29 +79,58 @@ static __always_inline enum vfr_verdict uplink_session(struct vfr_pkt *p, struct
 	return forward ? session_to_forward(p) : session_of_mapping(p);
 }
 
-static __always_inline enum vfr_verdict uplink_port(struct vfr_pkt *p)
+/* Ports as far as they are needed to tell whose the packet is. False if it can't be ours. */
+static __always_inline bool uplink_ports(struct vfr_pkt *p)
 {
-	__u32 l4_offset = L3_OFFSET + p->ihl * 4;
-	struct vfr_outside *entry;
-	enum vfr_verdict verdict;
 	struct l4_start l4;
 
-	if (p->l4_proto != IPPROTO_TCP && p->l4_proto != IPPROTO_UDP && p->l4_proto != IPPROTO_ICMP)
-		return VFR_NOT_OURS;
-	if (p->fragment & bpf_htons(0x1fff) || bpf_skb_load_bytes(p->skb, l4_offset, &l4, sizeof(l4)))
-		return VFR_NOT_OURS;
+	if (bpf_skb_load_bytes(p->skb, L3_OFFSET + p->ihl * 4, &l4, sizeof(l4)))
+		return false;
 	p->sport = l4.word[0];
 	p->dport = l4.word[1];
-	if (p->l4_proto == IPPROTO_ICMP) {
-		p->icmp_type = *(__u8 *)&l4;
-		if (is_icmp_error(p->icmp_type))
-			return uplink_icmp_error(p, l4_offset);
-		if (p->icmp_type != ICMP_ECHOREPLY)
-			return VFR_NOT_OURS;
-		p->sport = 0;
-		p->dport = l4.word[2];
-	}
-	entry = outside_port(port_space(p), p->dport);
+	if (p->l4_proto != IPPROTO_ICMP)
+		return true;
+	p->icmp_type = *(__u8 *)&l4;
+	p->error = is_icmp_error(p->icmp_type);
+	p->sport = 0;
+	p->dport = l4.word[2];
+	return p->icmp_type == ICMP_ECHOREPLY || (p->error && p->ihl == 5);
+}
+
+/* Whose an ICMP error is, the packet that it quotes says. The address it comes from may be any
+ * router's, but one that is no martian, which can't be told any more behind this. */
+static __always_inline enum vfr_verdict uplink_error(struct vfr_pkt *p)
+{
+	__be32 from = p->src;
+	struct vfr_outside *entry;
+	enum vfr_verdict verdict;
+
+	if (p->fragment || take_quoted(p) != VFR_CONTINUE)
+		return VFR_NOT_OURS;
+	entry = outside_port(space_of(p->l4_proto), p->dport);
+	if (!entry || entry->holder == VFR_PORT_FREE)
+		return VFR_NOT_OURS;
+	verdict = guard_ip_header(p);
+	if (verdict != VFR_CONTINUE)
+		return verdict;
+	if (is_martian(from) || is_multicast(from) || is_link_local(from) || bpf_map_lookup_elem(&addresses, &from))
+		return VFR_DROP_MARTIAN;
+	verdict = check_quoted(p->skb, p->l3_length, p->quoted_l4);
+	if (verdict == VFR_CONTINUE && p->partial)
+		verdict = VFR_DROP_OFFLOAD;
+	return verdict == VFR_CONTINUE ? uplink_session(p, entry) : verdict;
+}
+
+static __always_inline enum vfr_verdict uplink_port(struct vfr_pkt *p)
+{
+	struct vfr_outside *entry;
+	enum vfr_verdict verdict;
+
+	if (!uplink_ports(p))
+		return VFR_NOT_OURS;
+	if (p->error)
+		return uplink_error(p);
+	entry = outside_port(space_of(p->l4_proto), p->dport);
 	if (!entry || entry->holder == VFR_PORT_FREE)
 		return uplink_miss(p);
 	verdict = uplink_ours(p);
@@ -136,15 +140,65 @@ static __always_inline enum vfr_verdict uplink_port(struct vfr_pkt *p)
 	return verdict == VFR_DROP_UNSOLICITED && p->l4_proto == IPPROTO_ICMP ? VFR_NOT_OURS : verdict;
 }
 
-static __always_inline enum vfr_verdict uplink_ip(struct vfr_pkt *p)
+/* The host's own, as far as can be told: it puts its fragments together itself. */
+static __always_inline enum vfr_verdict for_host(struct vfr_pkt *p)
 {
-	if (parse_ip(p) != VFR_CONTINUE)
-		return VFR_NOT_OURS;
+	if (p->sorted) {
+		p->skb->mark = VFR_MARK_HOST;
+		p->action = bpf_redirect(p->config->uplink_ifindex, BPF_F_INGRESS);
+	}
+	return VFR_NOT_OURS;
+}
+
+/* The first fragment says whose the datagram is. A table that is full of what a flood left there must
+ * not cost the host its own, so they pass then. */
+static __always_inline enum vfr_verdict uplink_first(struct vfr_pkt *p, struct vfr_fragment *note)
+{
+	struct vfr_fragment fresh = { .way = VFR_WAY_HOST };
+	enum vfr_verdict verdict;
+
+	if (note && note->way == VFR_WAY_SORT && !p->sorted)
+		return sort(p, note);
+	verdict = uplink_port(p);
+	if (verdict != VFR_NOT_OURS)
+		return verdict;
+	note_fragment(p, &fresh);
+	return for_host(p);
+}
+
+static __always_inline enum vfr_verdict uplink_later(struct vfr_pkt *p, struct vfr_fragment *note)
+{
+	enum vfr_verdict verdict;
+
+	if (note && note->way == VFR_WAY_HOST)
+		return for_host(p);
+	if (note && note->way == VFR_WAY_GO) {
+		verdict = uplink_ours(p);
+		return verdict == VFR_CONTINUE ? follow(p, note) : verdict;
+	}
+	if (p->sorted)
+		return VFR_DROP_FRAGMENT;
+	verdict = sort(p, note);
+	return verdict == VFR_DROP_FRAGMENTS_FULL || verdict == VFR_DROP_NO_SORTER ? VFR_NOT_OURS : verdict;
+}
+
+static __always_inline enum vfr_verdict uplink_packet(struct vfr_pkt *p)
+{
+	struct vfr_fragment *note;
+
 	if (in_pool(p->config, p->src) || in_pool(p->config, p->dst))
 		return VFR_DROP_MARTIAN;
 	if (!p->config->outside_address || p->dst != p->config->outside_address)
 		return VFR_NOT_OURS;
-	return uplink_port(p);
+	if (p->l4_proto != IPPROTO_TCP && p->l4_proto != IPPROTO_UDP && p->l4_proto != IPPROTO_ICMP)
+		return VFR_NOT_OURS;
+	if (!p->fragment)
+		return uplink_port(p);
+	/* What would be taken for a domain's own when the sorter gives it back. */
+	if (bpf_map_lookup_elem(&addresses, &p->src))
+		return VFR_DROP_MARTIAN;
+	note = find_fragment(p);
+	return p->first ? uplink_first(p, note) : uplink_later(p, note);
 }
 
 /* Continues only for a packet to one of our ports that belongs to a session, or may begin one. */
@@ -154,9 +208,9 @@ static __always_inline enum vfr_verdict uplink(struct vfr_pkt *p)
 		return VFR_NOT_OURS;
 	if (p->l3_proto == bpf_htons(ETH_P_ARP))
 		return uplink_arp(p);
-	if (p->l3_proto != bpf_htons(ETH_P_IP) || p->skb->pkt_type != 0 /* PACKET_HOST */)
+	if (p->l3_proto != bpf_htons(ETH_P_IP) || (p->skb->pkt_type != PACKET_HOST && !p->hairpin))
 		return VFR_NOT_OURS;
-	return uplink_ip(p);
+	return parse_ip(p) == VFR_CONTINUE ? uplink_packet(p) : VFR_NOT_OURS;
 }
 
 #endif

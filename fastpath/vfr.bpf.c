@@ -49,6 +49,7 @@
 #include <linux/pkt_cls.h>
 #include "answer.h"
 #include "deliver.h"
+#include "refuse.h"
 #include "translate.h"
 #include "uplink.h"
 
@@ -60,6 +61,9 @@ const volatile enum vfr_verdict abi_verdict = VFR_CONTINUE;
 const volatile enum vfr_limit abi_limit = VFR_SLOTS;
 const volatile enum vfr_deliver abi_deliver = VFR_DELIVER_NONE;
 const volatile enum vfr_holder abi_holder = VFR_PORT_FREE;
+const volatile enum vfr_rule abi_rule = VFR_RULE_NONE;
+const volatile enum vfr_kind abi_kind = VFR_KIND_LAN;
+const volatile enum vfr_way abi_way = VFR_WAY_SORT;
 const volatile enum vfr_space abi_space = VFR_SPACE_TCP;
 const volatile enum vfr_tcp_state abi_tcp_state = VFR_TCP_NONE;
 const volatile enum vfr_tcp_event abi_tcp_event = VFR_TCP_OPENER_SYN;
@@ -71,18 +75,10 @@ const volatile struct vfr_inner_types {
 	struct vfr_mapping_key mapping_key;
 	struct vfr_mapping mapping;
 	struct vfr_pair_key pair_key;
+	struct vfr_closing closing;
+	struct vfr_fragment_key fragment_key;
+	struct vfr_fragment fragment;
 } abi_inner_types = {};
-
-static __always_inline bool is_delivery(enum vfr_verdict verdict)
-{
-	return verdict == VFR_TO_DOMAIN || verdict == VFR_TO_DOM0 || verdict == VFR_TO_LAN;
-}
-
-static __always_inline void count_one(struct vfr_count *count, __u32 bytes)
-{
-	count->packets++;
-	count->bytes += bytes;
-}
 
 static __always_inline void count(struct vfr_pkt *p, enum vfr_verdict verdict)
 {
@@ -96,6 +92,25 @@ static __always_inline void count(struct vfr_pkt *p, enum vfr_verdict verdict)
 	row = bpf_map_lookup_elem(&counters, &receiver);
 	if (row)
 		count_one(&row->received, p->skb->len);
+}
+
+static __always_inline __u64 now(const struct vfr_config *config)
+{
+	return bpf_ktime_get_ns() + (config ? config->clock_ahead_ns : 0);
+}
+
+/* A frame that we gave to the uplink's hook ourselves says what for. Nobody else's frame bears a mark. */
+static __always_inline enum vfr_verdict unmark(struct vfr_pkt *p)
+{
+	__u32 mark = p->skb->mark;
+
+	if (mark != VFR_MARK_HAIRPIN && mark != VFR_MARK_HOST)
+		return VFR_CONTINUE;
+	p->skb->mark = 0;
+	p->hairpin = mark == VFR_MARK_HAIRPIN;
+	if (p->hairpin)
+		return VFR_CONTINUE;
+	return bpf_skb_change_type(p->skb, PACKET_HOST) ? VFR_DROP_KERNEL : VFR_NOT_OURS;
 }
 
 static __always_inline void note_trace(struct vfr_pkt *p, enum vfr_verdict verdict)
@@ -117,9 +132,30 @@ static __always_inline int finish(struct vfr_pkt *p, enum vfr_verdict verdict)
 	count(p, verdict);
 	if (tracing)
 		note_trace(p, verdict);
-	if (verdict == VFR_NOT_OURS)
-		return TC_ACT_UNSPEC; /* whoever is next on the hook, then the host's stack */
-	return is_delivery(verdict) || verdict == VFR_ANSWERED ? p->action : TC_ACT_SHOT;
+	switch (verdict) {
+	case VFR_TO_DOMAIN:
+	case VFR_TO_DOM0:
+	case VFR_TO_LAN:
+	case VFR_TO_SORTER:
+	case VFR_HAIRPIN:
+	case VFR_ANSWERED:
+		return p->action;
+	case VFR_NOT_OURS:
+		/* Whoever is next on the hook, then the host's stack; for what the sorter had, back to it. */
+		return p->sorted ? p->action : TC_ACT_UNSPEC;
+	default:
+		return refuse(p, verdict);
+	}
+}
+
+static __always_inline enum vfr_verdict be_sender(struct vfr_pkt *p, __u32 slot)
+{
+	p->from_slot = slot;
+	p->from = domain_in(slot);
+	if (!p->from)
+		return VFR_DROP_NOT_READY;
+	p->row = slot;
+	return VFR_CONTINUE;
 }
 
 /* Whose interface is this? */
@@ -128,20 +164,14 @@ static __always_inline enum vfr_verdict identify(struct vfr_pkt *p)
 	__u32 ifindex = p->skb->ifindex;
 	__u32 *slot = bpf_map_lookup_elem(&vifs, &ifindex);
 
-	if (!slot || !p->config)
-		return VFR_DROP_NOT_READY;
-	p->from_slot = *slot;
-	p->from = domain_in(*slot);
-	if (!p->from)
-		return VFR_DROP_NOT_READY;
-	p->row = *slot;
-	return VFR_CONTINUE;
+	return slot && p->config ? be_sender(p, *slot) : VFR_DROP_NOT_READY;
 }
 
-/* From here on, where the packet came from makes no difference. */
+/* From here on, where the packet came from makes no difference. A later fragment goes by the policy
+ * that its first one was asked about. */
 static __always_inline enum vfr_verdict forward(struct vfr_pkt *p)
 {
-	enum vfr_verdict verdict = apply_policy(p);
+	enum vfr_verdict verdict = p->later ? VFR_CONTINUE : apply_policy(p);
 
 	if (verdict == VFR_CONTINUE)
 		verdict = fits(p);
@@ -150,11 +180,47 @@ static __always_inline enum vfr_verdict forward(struct vfr_pkt *p)
 	return verdict == VFR_CONTINUE ? deliver(p) : verdict;
 }
 
+/* A domain's IP packet that guard has passed. */
+static __always_inline enum vfr_verdict from_domain(struct vfr_pkt *p)
+{
+	enum vfr_verdict verdict = fragment(p);
+
+	if (verdict == VFR_CONTINUE)
+		verdict = related(p);
+	if (verdict == VFR_CONTINUE && !p->later)
+		verdict = session_from_vif(p);
+	return verdict == VFR_CONTINUE ? forward(p) : verdict;
+}
+
+/* What the sorter gives back: whose it is, the source address says. */
+static __always_inline enum vfr_verdict sorted(struct vfr_pkt *p)
+{
+	enum vfr_verdict verdict = parse_ethernet(p);
+	__u32 *slot;
+
+	if (verdict == VFR_CONTINUE)
+		verdict = p->l3_proto == bpf_htons(ETH_P_IP) ? parse_ip(p) : VFR_DROP_ETHERTYPE;
+	if (verdict == VFR_CONTINUE)
+		verdict = guard_ip_header(p);
+	if (verdict != VFR_CONTINUE)
+		return verdict;
+	slot = bpf_map_lookup_elem(&addresses, &p->src);
+	if (!slot) {
+		p->row = VFR_ROW_LAN;
+		verdict = uplink_packet(p);
+		return verdict == VFR_CONTINUE ? forward(p) : verdict;
+	}
+	verdict = be_sender(p, *slot);
+	if (verdict == VFR_CONTINUE)
+		verdict = guard_l4(p);
+	return verdict == VFR_CONTINUE ? from_domain(p) : verdict;
+}
+
 SEC("tc")
 int vif_ingress(struct __sk_buff *skb)
 {
-	struct vfr_pkt p = { .skb = skb, .config = config_now(), .now = bpf_ktime_get_ns(),
-			     .row = VFR_ROW_UNKNOWN };
+	struct vfr_config *config = config_now();
+	struct vfr_pkt p = { .skb = skb, .config = config, .now = now(config), .row = VFR_ROW_UNKNOWN };
 	enum vfr_verdict verdict = identify(&p);
 
 	if (verdict == VFR_CONTINUE)
@@ -164,22 +230,42 @@ int vif_ingress(struct __sk_buff *skb)
 	if (verdict == VFR_CONTINUE)
 		verdict = answer(&p);
 	if (verdict == VFR_CONTINUE)
-		verdict = session_from_vif(&p);
-	if (verdict == VFR_CONTINUE)
-		verdict = forward(&p);
+		verdict = from_domain(&p);
 	return finish(&p, verdict);
 }
 
 SEC("tc")
 int uplink_ingress(struct __sk_buff *skb)
 {
-	struct vfr_pkt p = { .skb = skb, .config = config_now(), .now = bpf_ktime_get_ns(),
-			     .row = VFR_ROW_LAN };
-	enum vfr_verdict verdict = p.config ? uplink(&p) : VFR_NOT_OURS;
+	struct vfr_config *config = config_now();
+	struct vfr_pkt p = { .skb = skb, .config = config, .now = now(config), .row = VFR_ROW_LAN };
+	enum vfr_verdict verdict = unmark(&p);
 
 	if (verdict == VFR_CONTINUE)
+		verdict = config ? uplink(&p) : VFR_NOT_OURS;
+	if (verdict == VFR_CONTINUE)
 		verdict = forward(&p);
+	if (verdict == VFR_NOT_OURS && p.hairpin)
+		verdict = VFR_DROP_HAIRPIN;
 	return finish(&p, verdict);
+}
+
+SEC("tc")
+int sorter_ingress(struct __sk_buff *skb)
+{
+	struct vfr_config *config = config_now();
+	struct vfr_pkt p = { .skb = skb, .config = config, .now = now(config), .row = VFR_ROW_UNKNOWN,
+			     .sorted = true };
+
+	return finish(&p, config ? sorted(&p) : VFR_DROP_NOT_READY);
+}
+
+/* Not for packets: run by the control plane, with a row in skb->mark, to clear its tables of the dead. */
+SEC("tc")
+int sweep_row(struct __sk_buff *skb)
+{
+	sweep(skb->mark, now(config_now()));
+	return TC_ACT_SHOT;
 }
 
 char _license[] SEC("license") = "GPL";

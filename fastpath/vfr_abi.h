@@ -23,6 +23,8 @@ enum vfr_verdict {
 	VFR_TO_DOMAIN,           /* to a guest's VIF */
 	VFR_TO_DOM0,             /* to domain 0, through vfr0 */
 	VFR_TO_LAN,              /* translated and out of the uplink */
+	VFR_TO_SORTER,           /* to the kernel's own reassembly; what comes back is a frame of its own */
+	VFR_HAIRPIN,             /* to a port of ours, by the LAN address: translated, then judged as from the LAN */
 	VFR_ANSWERED,            /* the fastpath answered it itself (ARP) */
 	VFR_NOT_OURS,            /* on the uplink, and none of our business: the host's stack takes it */
 
@@ -43,26 +45,34 @@ enum vfr_verdict {
 	VFR_DROP_ARP_UNANSWERED, /* asks for an address the domain has no business with */
 
 	VFR_DROP_IP_HEADER,      /* version, header length, total length or header checksum is wrong */
-	VFR_DROP_IP_OPTIONS,     /* IP options are not handled yet */
+	VFR_DROP_SOURCE_ROUTE,   /* the sender wants to choose the way (RFC 7126 4.3, 4.4) */
+	VFR_DROP_IP_OPTIONS,     /* any other IP option */
 	VFR_DROP_SRC_IP,         /* the source address is not the domain's own */
 	VFR_DROP_MARTIAN,        /* an address that no packet may carry here (RFC 1812 5.3.7) */
 	VFR_DROP_MULTICAST,      /* to a multicast or broadcast address */
-	VFR_DROP_FRAGMENT,       /* fragments are not handled yet */
-	VFR_DROP_TTL,            /* the TTL ends here; the ICMP answer is not sent yet */
+	VFR_DROP_FRAGMENT,       /* a fragment that can't be part of a datagram, or hides its L4 header */
+	VFR_DROP_NO_SORTER,      /* it would have to be put in order or cut in pieces, and there is no sorter */
+	VFR_DROP_FRAGMENTS_FULL, /* the quota of datagrams in fragments is used up */
+	VFR_DROP_TTL,            /* the TTL ends here; answered with time exceeded */
 	VFR_DROP_L4_HEADER,      /* a TCP, UDP or ICMP header that contradicts the packet's length */
+	VFR_DROP_OFFLOAD,        /* asks for a checksum to be written where none belongs */
 	VFR_DROP_PROTOCOL,       /* an IP protocol other than TCP, UDP, ICMP */
-	VFR_DROP_ICMP_ERROR,     /* ICMP errors are not handled yet */
-	VFR_DROP_ICMP_TYPE,      /* ICMP other than echo */
+	VFR_DROP_ICMP_CHECKSUM,  /* an ICMP error whose checksum, or whose quoted header's, is wrong */
+	VFR_DROP_ICMP_ERROR,     /* an ICMP error about no living conversation of its sender's */
+	VFR_DROP_ICMP_TYPE,      /* ICMP that is neither echo nor an error to be passed on */
 
 	VFR_DROP_NO_SESSION,     /* not the start of a conversation, and no conversation is known */
 	VFR_DROP_UNSOLICITED,    /* from the LAN to a port of ours, from somebody never spoken to */
 	VFR_DROP_NO_DOMAIN,      /* an address of the router's own range that nobody has */
 	VFR_DROP_NO_UPLINK,      /* to the LAN while NAT is off */
-	VFR_DROP_HAIRPIN,        /* to the router's own LAN address; hairpinning is not handled yet */
+	VFR_DROP_HAIRPIN,        /* to the router's own LAN address, at no port of ours */
 	VFR_DROP_POLICY,         /* no rule allows it, or a rule denies it */
-	VFR_DROP_SESSIONS_FULL,  /* the domain's session quota is used up */
+	VFR_DROP_REJECTED,       /* a rule rejects it: denied, and answered with administratively prohibited */
+	VFR_DROP_SESSIONS_FULL,  /* the quota of sessions is used up */
+	VFR_DROP_HALF_OPEN_FULL, /* the quota of TCP sessions without an answer is used up */
+	VFR_DROP_TOO_FAST,       /* more new conversations a second than the quota */
 	VFR_DROP_PORTS_FULL,     /* the domain's port block is used up */
-	VFR_DROP_TOO_BIG,        /* longer than the next interface's MTU; the ICMP answer is not sent yet */
+	VFR_DROP_TOO_BIG,        /* longer than the next interface's MTU; answered with fragmentation needed */
 	VFR_DROP_KERNEL,         /* a kernel helper failed: no memory, or a packet it can't change */
 
 	VFR_VERDICTS,
@@ -80,6 +90,8 @@ enum vfr_limit {
 	VFR_MAX_VERDICTS = 64,        /* room in the counters, so that a new verdict moves nothing */
 	VFR_SET_NOTHING = 0,          /* policy: the port set that allows nothing */
 	VFR_SET_EVERYTHING = 1,       /* policy: the port set that allows all protocols and ports */
+	VFR_MARK_HAIRPIN = 0x56465201, /* skb->mark of a frame that we give to the uplink's hook ourselves: */
+	VFR_MARK_HOST = 0x56465202,   /* to be judged as from the LAN; sorted, and meant for the host */
 };
 
 /* How a packet is handed to a domain. */
@@ -97,6 +109,13 @@ enum vfr_holder {
 	VFR_PORT_FORWARD,             /* a forward that the operator made */
 };
 
+/* What a row of @port_sets says. A port without a row is denied in silence. */
+enum vfr_rule {
+	VFR_RULE_NONE,
+	VFR_RULE_ALLOW,
+	VFR_RULE_REJECT,              /* denied, and the sender is told */
+};
+
 /* The three port spaces of @outside. */
 enum vfr_space {
 	VFR_SPACE_TCP,
@@ -107,15 +126,21 @@ enum vfr_space {
 
 /*
  * TCP as a router in the middle can know it (RFC 6146 3.5.2, RFC 7857 2). "Opener" sent the first
- * SYN, "peer" is the other end. The transitions are a table, @tcp_next in session.h.
+ * SYN, "peer" is the other end. The transitions are a table, @tcp_next in session.h. A conversation
+ * is closing in the last two states: it still passes what belongs to it, but when room is needed the
+ * one that has been closing longest is forgotten first.
  */
 enum vfr_tcp_state {
 	VFR_TCP_NONE,                 /* not TCP */
 	VFR_TCP_OPENING,              /* the opener's SYN was seen; left by the peer's SYN or a RST */
-	VFR_TCP_ESTABLISHED,          /* both SYNs were seen; left by a FIN or a RST */
+	VFR_TCP_ANSWERED,             /* both SYNs were seen; left by a RST, or when the opener acknowledges
+	                                 the peer's, which one that forged its address cannot */
+	VFR_TCP_ESTABLISHED,          /* left by a FIN or a RST */
 	VFR_TCP_FIN_OPENER,           /* the opener is done sending; left by the peer's FIN or a RST */
 	VFR_TCP_FIN_PEER,             /* the peer is done sending; left by the opener's FIN or a RST */
-	VFR_TCP_CLOSED,               /* both FINs, or a RST; left by time, or a new SYN (then all anew) */
+	VFR_TCP_CLOSED,               /* both FINs, or refused; left by time, or a new SYN (then all anew) */
+	VFR_TCP_RESET,                /* a RST, perhaps a forged one: left by time, or by traffic, which
+	                                 restores it, or by a new SYN (then all anew) */
 	VFR_TCP_STATES,
 };
 
@@ -131,8 +156,21 @@ enum vfr_tcp_event {
 	VFR_TCP_EVENTS,
 };
 
+/* How long the silence between two packets may last, in seconds. */
+struct vfr_timers {
+	__u32 tcp_opening_s;          /* RFC 5382 REQ-5: transitory, not below 240 */
+	__u32 tcp_established_s;      /* RFC 5382 REQ-5: not below 7440 */
+	__u32 tcp_closing_s;          /* RFC 7857 2.2: after both FINs, or a RST, 240 */
+	__u32 udp_s;                  /* RFC 4787 REQ-5: not below 120, 300 recommended */
+	__u32 dns_s;                  /* RFC 4787 REQ-5a: to UDP port 53, where a shorter time is known to do */
+	__u32 icmp_s;                 /* RFC 5508 REQ-2: not below 60 */
+	__u32 fragments_s;            /* between the first and the last fragment of a datagram */
+};
+_Static_assert(sizeof(struct vfr_timers) == 28, "vfr_timers");
+
 /* @config, one row. Written by the control plane only. */
 struct vfr_config {
+	__u64 clock_ahead_ns;         /* added to CLOCK_MONOTONIC: 0, except where a test lets time pass */
 	__be32 gateway;               /* domain 0's address on the router: what guests ask ARP for */
 	__be32 pool_base;             /* the range that never crosses the uplink */
 	__be32 pool_mask;
@@ -141,11 +179,13 @@ struct vfr_config {
 	__be32 lan_mask;
 	__u32 uplink_ifindex;         /* 0 while NAT is off */
 	__u32 uplink_mtu;
+	__u32 sorter_ifindex;         /* our end of the sorter, see fragment.h; 0 if there is none */
 	__u32 policy;                 /* number of the policy in force; a session of another is asked again */
 	__u16 nat_low;                /* the range that port blocks are cut from, both ends included */
 	__u16 nat_high;
+	struct vfr_timers timers;
 };
-_Static_assert(sizeof(struct vfr_config) == 40, "vfr_config");
+_Static_assert(sizeof(struct vfr_config) == 80, "vfr_config");
 
 /* @domains, a row per slot. Written by the control plane only; generation 0 is an empty slot. */
 struct vfr_domain {
@@ -153,13 +193,19 @@ struct vfr_domain {
 	__be32 address;
 	__u32 ifindex;                /* where packets to the domain are handed over */
 	__u32 mtu;
+	__u32 sessions;               /* quotas: what its tables have room for, */
+	__u32 inbound;
+	__u32 pieces;                 /* datagrams in fragments at a time */
+	__u32 half_open;              /* TCP sessions without an answer, each way */
+	__u32 new_per_s;              /* new conversations a second, each way; 0 for any number */
+	__u32 errors_per_s;           /* ICMP errors sent to it a second */
 	__u16 port_low;               /* the port block, empty if port_count is 0 */
 	__u16 port_count;
 	__u8 mac[6];
 	__u8 deliver;                 /* enum vfr_deliver */
 	__u8 zero;
 };
-_Static_assert(sizeof(struct vfr_domain) == 28, "vfr_domain");
+_Static_assert(sizeof(struct vfr_domain) == 52, "vfr_domain");
 
 /* @sessions, @inbound: an inner map per slot. "Remote" is a LAN host or another domain. */
 struct vfr_session_key {
@@ -177,10 +223,11 @@ struct vfr_session {
 	__u32 peer_generation;        /* the domain at the other end, 0 for the LAN */
 	__u16 peer;                   /* its slot, or VFR_NODE_LAN */
 	__be16 outside_port;          /* what the LAN sees, 0 between domains */
-	__u8 tcp_state;               /* enum vfr_tcp_state */
-	__u8 zero[3];
+	__u32 tcp_state;              /* enum vfr_tcp_state; a word, since it changes by compare-and-swap */
+	__u32 peer_isn;               /* the peer's initial sequence number, in VFR_TCP_ANSWERED */
+	__u32 zero;
 };
-_Static_assert(sizeof(struct vfr_session) == 24, "vfr_session");
+_Static_assert(sizeof(struct vfr_session) == 32, "vfr_session");
 
 /* @mappings: an inner map per slot. The same outside port for every remote (RFC 4787 REQ-1). */
 struct vfr_mapping_key {
@@ -192,8 +239,9 @@ _Static_assert(sizeof(struct vfr_mapping_key) == 4, "vfr_mapping_key");
 
 struct vfr_mapping {
 	__u64 expires_ns;             /* never before its last session's */
+	__s32 open;                   /* TCP: its sessions that are not closing; negative while it is taken away */
 	__be16 outside_port;
-	__u8 zero[6];
+	__u8 zero[2];
 };
 _Static_assert(sizeof(struct vfr_mapping) == 16, "vfr_mapping");
 
@@ -223,11 +271,61 @@ struct vfr_ports_key {
 };
 _Static_assert(sizeof(struct vfr_ports_key) == 12, "vfr_ports_key");
 
-/* @runtime, a row per slot: what the fastpath notes down for itself. A new tenant starts with zeros. */
-struct vfr_runtime {
-	__u64 swept_ns;               /* when the domain's full tables were last cleared of the dead */
+/* @closing: the conversations that a domain may forget first, oldest first, in a queue a kind. */
+enum vfr_kind {
+	VFR_KIND_LAN,                 /* in @sessions, and it holds an outside port */
+	VFR_KIND_NEAR,                /* in @sessions, with another domain */
+	VFR_KIND_INBOUND,             /* in @inbound */
+	VFR_KINDS,
 };
-_Static_assert(sizeof(struct vfr_runtime) == 8, "vfr_runtime");
+
+struct vfr_closing {
+	struct vfr_session_key key;
+	__be16 outside_port;
+	__u8 zero[2];
+};
+_Static_assert(sizeof(struct vfr_closing) == 16, "vfr_closing");
+
+/* @fragments: an inner map per slot, and one for the LAN: what became of a datagram's first fragment. */
+struct vfr_fragment_key {
+	__be32 src;
+	__be32 dst;
+	__be16 id;
+	__u8 protocol;
+	__u8 zero;
+};
+_Static_assert(sizeof(struct vfr_fragment_key) == 12, "vfr_fragment_key");
+
+enum vfr_way {
+	VFR_WAY_SORT,                 /* a later one came first: all of them to the sorter */
+	VFR_WAY_GO,                   /* the first one was let through: the others follow it */
+	VFR_WAY_HOST,                 /* from the LAN, and the host's own */
+};
+
+struct vfr_fragment {
+	__u64 expires_ns;
+	__u32 policy;                 /* the policy that let the first one through */
+	__u32 generation;             /* the receiver's, 0 for the LAN */
+	__u32 seen;                   /* fragments of this datagram so far */
+	__u16 to_node;
+	__u16 first_end;              /* the first one's bytes of the datagram: no later one may begin before */
+	__be16 new_id;                /* the identification they go on with */
+	__u8 way;                     /* enum vfr_way */
+	__u8 zero[5];
+};
+_Static_assert(sizeof(struct vfr_fragment) == 32, "vfr_fragment");
+
+/* @runtime, a row per slot and one for the LAN: what the fastpath notes down for itself. A new tenant
+ * starts with zeros. A rate is one word, the time at which its allowance will be whole again. */
+struct vfr_runtime {
+	__u64 swept_ns;               /* when the row's full tables were last cleared of the dead */
+	__u64 opened_until_ns;        /* rate of conversations that it opened */
+	__u64 entered_until_ns;       /* rate of conversations that the LAN opened to it */
+	__u64 errors_until_ns;        /* rate of ICMP errors sent to it */
+	__s32 half_open;              /* TCP sessions in VFR_TCP_OPENING that it opened */
+	__s32 half_open_inbound;      /* and that the LAN opened to it */
+};
+_Static_assert(sizeof(struct vfr_runtime) == 40, "vfr_runtime");
 
 /* @counters, a row per slot and CPU. A frame is counted once, where it came in. */
 struct vfr_count {
@@ -237,6 +335,7 @@ struct vfr_count {
 
 struct vfr_counters {
 	struct vfr_count received;    /* what was delivered to this row's owner, whoever sent it */
+	struct vfr_count errors;      /* ICMP errors that it was sent by the router */
 	struct vfr_count by_verdict[VFR_MAX_VERDICTS];
 };
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.bench import Bench
+from support.native import LIBRARY, Native
 from support.outcomes import Outcomes
 
 
@@ -17,4 +18,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def bench() -> Iterator[Bench]:
     """The real object, run packet by packet through BPF_PROG_TEST_RUN."""
     with Bench() as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def native() -> Iterator[Native]:
+    """The native build, in this process. Its clock stands still until a test sets it."""
+    assert LIBRARY.exists(), f"{LIBRARY} is missing: run `make native`"
+    with Native() as one:
         yield one

@@ -32,7 +32,7 @@ def test_names_in_theory_comments_exist() -> None:
 def test_entry_programs_are_tables_of_contents() -> None:
     text = (TOP / "fastpath/vfr.bpf.c").read_text()
     bodies = re.findall(r'SEC\("tc"\)\nint (\w+)\(.*?\n\{\n(.*?)\n\}', text, flags=re.S)
-    assert {name for name, _ in bodies} == {"vif_ingress", "uplink_ingress"}
+    assert {name for name, _ in bodies} == {"vif_ingress", "uplink_ingress", "sorter_ingress", "sweep_row"}
     assert all(body.count("\n") < 25 for _, body in bodies)
 
 

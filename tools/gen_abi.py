@@ -20,6 +20,7 @@ SCALARS = {
     "__u16": "ctypes.c_uint16",
     "__u32": "ctypes.c_uint32",
     "__u64": "ctypes.c_uint64",
+    "__s32": "ctypes.c_int32",
     "__be16": "ctypes.c_uint16.__ctype_be__",
     "__be32": "ctypes.c_uint32.__ctype_be__",
 }
@@ -113,11 +114,17 @@ def enum_source(an_enum: dict[str, Any]) -> str:
     return f"\nclass {class_name(an_enum['name'])}(enum.IntEnum):\n" + "\n".join(rows) + "\n\n"
 
 
+def map_size(btf: Btf, members: dict[str, int], what: str) -> int:
+    """What a map's key or value takes, by its type or by its size; maps in maps hold a number."""
+    if what in members:
+        return btf.size(btf.types[members[what]]["type_id"])
+    return btf.number(members[f"{what}_size"]) if f"{what}_size" in members else 4
+
+
 def map_source(btf: Btf, definition: dict[str, Any]) -> str:
     """The MapSpec(...) of a map's definition struct."""
     members = {m["name"]: m["type_id"] for m in definition["members"]}
-    key = btf.size(btf.types[members["key"]]["type_id"])
-    value = btf.size(btf.types[members["value"]]["type_id"]) if "value" in members else 4
+    key, value = map_size(btf, members, "key"), map_size(btf, members, "value")
     flags = btf.number(members["map_flags"]) if "map_flags" in members else 0
     numbers = f"{btf.number(members['type'])}, {key}, {value}, {btf.number(members['max_entries'])}"
     inner = ""
@@ -130,9 +137,26 @@ def map_source(btf: Btf, definition: dict[str, Any]) -> str:
 def defined_structs(btf: Btf) -> list[dict[str, Any]]:
     """Our structs, members before those that contain them."""
     ours = {t["name"]: t for t in btf.named("STRUCT") if t["name"].startswith("vfr_")}
-    for name in [n for n in ours if n.endswith("_table") or n in ("vfr_pkt", "vfr_arp", "vfr_icmp", "vfr_inner_types")]:
+    for name in [
+        n
+        for n in ours
+        if n.endswith(("_table", "_queue")) or n in ("vfr_pkt", "vfr_arp", "vfr_icmp", "vfr_inner_types")
+    ]:
         del ours[name]
-    return sorted(ours.values(), key=lambda t: (t["name"] == "vfr_counters", t["name"]))
+    ordered: dict[str, dict[str, Any]] = {}
+
+    def add(name: str) -> None:
+        for member in ours[name]["members"]:
+            inside = btf.strip(member["type_id"])
+            while inside["kind"] == "ARRAY":
+                inside = btf.strip(inside["type_id"])
+            if inside["kind"] == "STRUCT":
+                add(inside["name"])
+        ordered.setdefault(name, ours[name])
+
+    for name in sorted(ours):
+        add(name)
+    return list(ordered.values())
 
 
 def main() -> None:

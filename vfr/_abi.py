@@ -21,6 +21,13 @@ class Holder(enum.IntEnum):
     PORT_FORWARD = 2
 
 
+class Kind(enum.IntEnum):
+    KIND_LAN = 0
+    KIND_NEAR = 1
+    KIND_INBOUND = 2
+    KINDS = 3
+
+
 class Limit(enum.IntEnum):
     SLOTS = 4096
     ROW_LAN = 4096
@@ -32,6 +39,14 @@ class Limit(enum.IntEnum):
     MAX_VERDICTS = 64
     SET_NOTHING = 0
     SET_EVERYTHING = 1
+    MARK_HAIRPIN = 1447449089
+    MARK_HOST = 1447449090
+
+
+class Rule(enum.IntEnum):
+    RULE_NONE = 0
+    RULE_ALLOW = 1
+    RULE_REJECT = 2
 
 
 class Space(enum.IntEnum):
@@ -56,11 +71,13 @@ class TcpEvent(enum.IntEnum):
 class TcpState(enum.IntEnum):
     TCP_NONE = 0
     TCP_OPENING = 1
-    TCP_ESTABLISHED = 2
-    TCP_FIN_OPENER = 3
-    TCP_FIN_PEER = 4
-    TCP_CLOSED = 5
-    TCP_STATES = 6
+    TCP_ANSWERED = 2
+    TCP_ESTABLISHED = 3
+    TCP_FIN_OPENER = 4
+    TCP_FIN_PEER = 5
+    TCP_CLOSED = 6
+    TCP_RESET = 7
+    TCP_STATES = 8
 
 
 class Verdict(enum.IntEnum):
@@ -68,48 +85,101 @@ class Verdict(enum.IntEnum):
     TO_DOMAIN = 1
     TO_DOM0 = 2
     TO_LAN = 3
-    ANSWERED = 4
-    NOT_OURS = 5
-    DROP_NOT_READY = 6
-    DROP_TRUNCATED = 7
-    DROP_VLAN = 8
-    DROP_SRC_MAC = 9
-    DROP_DST_MAC = 10
-    DROP_GROUP_MAC = 11
-    DROP_ETHERTYPE = 12
-    DROP_IPV6 = 13
-    DROP_ARP_HEADER = 14
-    DROP_ARP_SENDER = 15
-    DROP_ARP_PROBE = 16
-    DROP_ARP_OWN = 17
-    DROP_ARP_REPLY = 18
-    DROP_ARP_UNANSWERED = 19
-    DROP_IP_HEADER = 20
-    DROP_IP_OPTIONS = 21
-    DROP_SRC_IP = 22
-    DROP_MARTIAN = 23
-    DROP_MULTICAST = 24
-    DROP_FRAGMENT = 25
-    DROP_TTL = 26
-    DROP_L4_HEADER = 27
-    DROP_PROTOCOL = 28
-    DROP_ICMP_ERROR = 29
-    DROP_ICMP_TYPE = 30
-    DROP_NO_SESSION = 31
-    DROP_UNSOLICITED = 32
-    DROP_NO_DOMAIN = 33
-    DROP_NO_UPLINK = 34
-    DROP_HAIRPIN = 35
-    DROP_POLICY = 36
-    DROP_SESSIONS_FULL = 37
-    DROP_PORTS_FULL = 38
-    DROP_TOO_BIG = 39
-    DROP_KERNEL = 40
-    VERDICTS = 41
+    TO_SORTER = 4
+    HAIRPIN = 5
+    ANSWERED = 6
+    NOT_OURS = 7
+    DROP_NOT_READY = 8
+    DROP_TRUNCATED = 9
+    DROP_VLAN = 10
+    DROP_SRC_MAC = 11
+    DROP_DST_MAC = 12
+    DROP_GROUP_MAC = 13
+    DROP_ETHERTYPE = 14
+    DROP_IPV6 = 15
+    DROP_ARP_HEADER = 16
+    DROP_ARP_SENDER = 17
+    DROP_ARP_PROBE = 18
+    DROP_ARP_OWN = 19
+    DROP_ARP_REPLY = 20
+    DROP_ARP_UNANSWERED = 21
+    DROP_IP_HEADER = 22
+    DROP_SOURCE_ROUTE = 23
+    DROP_IP_OPTIONS = 24
+    DROP_SRC_IP = 25
+    DROP_MARTIAN = 26
+    DROP_MULTICAST = 27
+    DROP_FRAGMENT = 28
+    DROP_NO_SORTER = 29
+    DROP_FRAGMENTS_FULL = 30
+    DROP_TTL = 31
+    DROP_L4_HEADER = 32
+    DROP_OFFLOAD = 33
+    DROP_PROTOCOL = 34
+    DROP_ICMP_CHECKSUM = 35
+    DROP_ICMP_ERROR = 36
+    DROP_ICMP_TYPE = 37
+    DROP_NO_SESSION = 38
+    DROP_UNSOLICITED = 39
+    DROP_NO_DOMAIN = 40
+    DROP_NO_UPLINK = 41
+    DROP_HAIRPIN = 42
+    DROP_POLICY = 43
+    DROP_REJECTED = 44
+    DROP_SESSIONS_FULL = 45
+    DROP_HALF_OPEN_FULL = 46
+    DROP_TOO_FAST = 47
+    DROP_PORTS_FULL = 48
+    DROP_TOO_BIG = 49
+    DROP_KERNEL = 50
+    VERDICTS = 51
 
+
+class Way(enum.IntEnum):
+    WAY_SORT = 0
+    WAY_GO = 1
+    WAY_HOST = 2
+
+
+class SessionKey(ctypes.Structure):
+    _fields_ = [
+        ("remote", ctypes.c_uint32.__ctype_be__),
+        ("remote_port", ctypes.c_uint16.__ctype_be__),
+        ("inside_port", ctypes.c_uint16.__ctype_be__),
+        ("protocol", ctypes.c_uint8),
+        ("zero", ctypes.c_uint8 * 3),
+    ]
+
+
+assert ctypes.sizeof(SessionKey) == 12
+
+class Closing(ctypes.Structure):
+    _fields_ = [
+        ("key", SessionKey),
+        ("outside_port", ctypes.c_uint16.__ctype_be__),
+        ("zero", ctypes.c_uint8 * 2),
+    ]
+
+
+assert ctypes.sizeof(Closing) == 16
+
+class Timers(ctypes.Structure):
+    _fields_ = [
+        ("tcp_opening_s", ctypes.c_uint32),
+        ("tcp_established_s", ctypes.c_uint32),
+        ("tcp_closing_s", ctypes.c_uint32),
+        ("udp_s", ctypes.c_uint32),
+        ("dns_s", ctypes.c_uint32),
+        ("icmp_s", ctypes.c_uint32),
+        ("fragments_s", ctypes.c_uint32),
+    ]
+
+
+assert ctypes.sizeof(Timers) == 28
 
 class Config(ctypes.Structure):
     _fields_ = [
+        ("clock_ahead_ns", ctypes.c_uint64),
         ("gateway", ctypes.c_uint32.__ctype_be__),
         ("pool_base", ctypes.c_uint32.__ctype_be__),
         ("pool_mask", ctypes.c_uint32.__ctype_be__),
@@ -118,13 +188,15 @@ class Config(ctypes.Structure):
         ("lan_mask", ctypes.c_uint32.__ctype_be__),
         ("uplink_ifindex", ctypes.c_uint32),
         ("uplink_mtu", ctypes.c_uint32),
+        ("sorter_ifindex", ctypes.c_uint32),
         ("policy", ctypes.c_uint32),
         ("nat_low", ctypes.c_uint16),
         ("nat_high", ctypes.c_uint16),
+        ("timers", Timers),
     ]
 
 
-assert ctypes.sizeof(Config) == 40
+assert ctypes.sizeof(Config) == 80
 
 class Count(ctypes.Structure):
     _fields_ = [
@@ -135,12 +207,28 @@ class Count(ctypes.Structure):
 
 assert ctypes.sizeof(Count) == 16
 
+class Counters(ctypes.Structure):
+    _fields_ = [
+        ("received", Count),
+        ("errors", Count),
+        ("by_verdict", Count * 64),
+    ]
+
+
+assert ctypes.sizeof(Counters) == 1056
+
 class Domain(ctypes.Structure):
     _fields_ = [
         ("generation", ctypes.c_uint32),
         ("address", ctypes.c_uint32.__ctype_be__),
         ("ifindex", ctypes.c_uint32),
         ("mtu", ctypes.c_uint32),
+        ("sessions", ctypes.c_uint32),
+        ("inbound", ctypes.c_uint32),
+        ("pieces", ctypes.c_uint32),
+        ("half_open", ctypes.c_uint32),
+        ("new_per_s", ctypes.c_uint32),
+        ("errors_per_s", ctypes.c_uint32),
         ("port_low", ctypes.c_uint16),
         ("port_count", ctypes.c_uint16),
         ("mac", ctypes.c_uint8 * 6),
@@ -149,13 +237,42 @@ class Domain(ctypes.Structure):
     ]
 
 
-assert ctypes.sizeof(Domain) == 28
+assert ctypes.sizeof(Domain) == 52
+
+class Fragment(ctypes.Structure):
+    _fields_ = [
+        ("expires_ns", ctypes.c_uint64),
+        ("policy", ctypes.c_uint32),
+        ("generation", ctypes.c_uint32),
+        ("seen", ctypes.c_uint32),
+        ("to_node", ctypes.c_uint16),
+        ("first_end", ctypes.c_uint16),
+        ("new_id", ctypes.c_uint16.__ctype_be__),
+        ("way", ctypes.c_uint8),
+        ("zero", ctypes.c_uint8 * 5),
+    ]
+
+
+assert ctypes.sizeof(Fragment) == 32
+
+class FragmentKey(ctypes.Structure):
+    _fields_ = [
+        ("src", ctypes.c_uint32.__ctype_be__),
+        ("dst", ctypes.c_uint32.__ctype_be__),
+        ("id", ctypes.c_uint16.__ctype_be__),
+        ("protocol", ctypes.c_uint8),
+        ("zero", ctypes.c_uint8),
+    ]
+
+
+assert ctypes.sizeof(FragmentKey) == 12
 
 class Mapping(ctypes.Structure):
     _fields_ = [
         ("expires_ns", ctypes.c_uint64),
+        ("open", ctypes.c_int32),
         ("outside_port", ctypes.c_uint16.__ctype_be__),
-        ("zero", ctypes.c_uint8 * 6),
+        ("zero", ctypes.c_uint8 * 2),
     ]
 
 
@@ -206,10 +323,15 @@ assert ctypes.sizeof(PortsKey) == 12
 class Runtime(ctypes.Structure):
     _fields_ = [
         ("swept_ns", ctypes.c_uint64),
+        ("opened_until_ns", ctypes.c_uint64),
+        ("entered_until_ns", ctypes.c_uint64),
+        ("errors_until_ns", ctypes.c_uint64),
+        ("half_open", ctypes.c_int32),
+        ("half_open_inbound", ctypes.c_int32),
     ]
 
 
-assert ctypes.sizeof(Runtime) == 8
+assert ctypes.sizeof(Runtime) == 40
 
 class Session(ctypes.Structure):
     _fields_ = [
@@ -218,24 +340,13 @@ class Session(ctypes.Structure):
         ("peer_generation", ctypes.c_uint32),
         ("peer", ctypes.c_uint16),
         ("outside_port", ctypes.c_uint16.__ctype_be__),
-        ("tcp_state", ctypes.c_uint8),
-        ("zero", ctypes.c_uint8 * 3),
+        ("tcp_state", ctypes.c_uint32),
+        ("peer_isn", ctypes.c_uint32),
+        ("zero", ctypes.c_uint32),
     ]
 
 
-assert ctypes.sizeof(Session) == 24
-
-class SessionKey(ctypes.Structure):
-    _fields_ = [
-        ("remote", ctypes.c_uint32.__ctype_be__),
-        ("remote_port", ctypes.c_uint16.__ctype_be__),
-        ("inside_port", ctypes.c_uint16.__ctype_be__),
-        ("protocol", ctypes.c_uint8),
-        ("zero", ctypes.c_uint8 * 3),
-    ]
-
-
-assert ctypes.sizeof(SessionKey) == 12
+assert ctypes.sizeof(Session) == 32
 
 class Trace(ctypes.Structure):
     _fields_ = [
@@ -247,15 +358,6 @@ class Trace(ctypes.Structure):
 
 
 assert ctypes.sizeof(Trace) == 16
-
-class Counters(ctypes.Structure):
-    _fields_ = [
-        ("received", Count),
-        ("by_verdict", Count * 64),
-    ]
-
-
-assert ctypes.sizeof(Counters) == 1040
 
 
 class MapSpec(NamedTuple):
@@ -270,17 +372,20 @@ class MapSpec(NamedTuple):
 
 
 MAPS = {
-    "config": MapSpec(2, 4, 40, 1, 0),
-    "vifs": MapSpec(1, 4, 4, 8192, 0),
-    "domains": MapSpec(2, 4, 28, 4096, 0),
-    "addresses": MapSpec(1, 4, 4, 8192, 0),
-    "sessions": MapSpec(12, 4, 4, 4096, 0, inner=MapSpec(1, 12, 24, 2048, 1)),
-    "inbound": MapSpec(12, 4, 4, 4096, 0, inner=MapSpec(1, 12, 24, 2048, 1)),
-    "mappings": MapSpec(12, 4, 4, 4096, 0, inner=MapSpec(1, 4, 16, 192, 1)),
-    "outside": MapSpec(2, 4, 8, 196608, 0),
     "policy": MapSpec(12, 4, 4, 1, 0, inner=MapSpec(1, 4, 4, 1, 1)),
     "port_sets": MapSpec(11, 12, 4, 1048576, 1),
-    "runtime": MapSpec(2, 4, 8, 4096, 0),
-    "counters": MapSpec(6, 4, 1040, 4098, 0),
+    "sessions": MapSpec(12, 4, 4, 4096, 0, inner=MapSpec(1, 12, 32, 2048, 1)),
+    "inbound": MapSpec(12, 4, 4, 4096, 0, inner=MapSpec(1, 12, 32, 2048, 1)),
+    "mappings": MapSpec(12, 4, 4, 4096, 0, inner=MapSpec(1, 4, 16, 192, 1)),
+    "fragments": MapSpec(12, 4, 4, 4097, 0, inner=MapSpec(1, 12, 32, 32, 1)),
+    "config": MapSpec(2, 4, 80, 1, 0),
+    "vifs": MapSpec(1, 4, 4, 8192, 0),
+    "domains": MapSpec(2, 4, 52, 4096, 0),
+    "addresses": MapSpec(1, 4, 4, 8192, 0),
+    "closing": MapSpec(12, 4, 4, 12288, 0, inner=MapSpec(22, 0, 16, 64, 0)),
+    "identifications": MapSpec(2, 4, 4, 1024, 0),
+    "outside": MapSpec(2, 4, 8, 196608, 0),
+    "runtime": MapSpec(2, 4, 40, 4097, 0),
+    "counters": MapSpec(6, 4, 1056, 4098, 0),
     "trace": MapSpec(2, 4, 16, 1, 0),
 }

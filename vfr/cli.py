@@ -177,6 +177,77 @@ def domain_show(name: str, json: Json = False) -> None:
         _show(answer, json, lambda d: _table(("WHAT", "IS"), [(k, str(v)) for k, v in d.items()]))
 
 
+def _given(options: dict[str, int | None]) -> dict[str, int]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _show_settings(answer: dict[str, int]) -> None:
+    _table(("WHAT", "IS"), [(name.replace("_", "-"), str(value)) for name, value in answer.items()])
+
+
+@domain.command("limit")
+def domain_limit(
+    name: Annotated[str, typer.Argument(help="The domain's name.")],
+    sessions: Annotated[int | None, typer.Option(help="Conversations that it opened.")] = None,
+    inbound: Annotated[int | None, typer.Option(help="Conversations that the LAN opened to it.")] = None,
+    half_open: Annotated[int | None, typer.Option(help="TCP conversations without an answer, each way.")] = None,
+    new_per_s: Annotated[int | None, typer.Option(help="New conversations a second, each way; 0: any.")] = None,
+    errors_per_s: Annotated[int | None, typer.Option(help="ICMP errors sent to it a second.")] = None,
+    fragments: Annotated[int | None, typer.Option(help="Datagrams in fragments at a time.")] = None,
+    json: Json = False,
+) -> None:
+    """Show, or set, how much one guest may have."""
+    wanted = _given(
+        {
+            "sessions": sessions,
+            "inbound": inbound,
+            "half_open": half_open,
+            "new_per_s": new_per_s,
+            "errors_per_s": errors_per_s,
+            "fragments": fragments,
+        }
+    )
+    with Router() as router:
+        answer = router.set_limits(name, **wanted) if wanted else router.limits(name)
+    _show(asdict(answer), json, _show_settings)
+
+
+@app.command()
+def timers(
+    tcp_opening: Annotated[int | None, typer.Option(help="TCP, until both ends have answered.")] = None,
+    tcp_established: Annotated[int | None, typer.Option(help="TCP, while it is open.")] = None,
+    tcp_closing: Annotated[int | None, typer.Option(help="TCP, after both FINs or a RST.")] = None,
+    udp: Annotated[int | None, typer.Option(help="UDP.")] = None,
+    dns: Annotated[int | None, typer.Option(help="UDP to port 53.")] = None,
+    icmp: Annotated[int | None, typer.Option(help="Ping.")] = None,
+    fragments: Annotated[int | None, typer.Option(help="From a datagram's first fragment to its last.")] = None,
+    json: Json = False,
+) -> None:
+    """Show, or set, how many seconds of silence end a conversation."""
+    wanted = _given(
+        {
+            "tcp_opening": tcp_opening,
+            "tcp_established": tcp_established,
+            "tcp_closing": tcp_closing,
+            "udp": udp,
+            "dns": dns,
+            "icmp": icmp,
+            "fragments": fragments,
+        }
+    )
+    with Router() as router:
+        answer = router.set_timers(**wanted) if wanted else router.timers()
+    _show(asdict(answer), json, _show_settings)
+
+
+@app.command()
+def sweep(json: Json = False) -> None:
+    """Clear the tables of what has expired; never needed, since that counts for nothing."""
+    with Router() as router:
+        router.sweep()
+    _show({"swept": True}, json, lambda _: print("what had expired is gone"))
+
+
 @app.command()
 def stats(name: Annotated[str | None, typer.Argument()] = None, json: Json = False) -> None:
     """Show what became of packets: per domain, by verdict."""

@@ -36,6 +36,10 @@ class Instance:
         return self.runtime / "lock"
 
     @property
+    def sorter(self) -> Path:
+        return self.runtime / "sorter"
+
+    @property
     def bpffs(self) -> Path:
         return self.runtime / "bpf"
 

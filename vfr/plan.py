@@ -12,9 +12,11 @@ from ipaddress import IPv4Address, IPv4Network
 
 from vfr.kernel.fastpath import Config, DomainRow, Forward
 from vfr.kernel.guard import Guard, is_wanted
+from vfr.settings import Limits
 
 GATEWAY_MAC = "fe:ff:ff:ff:ff:ff"
-DOM0_DEVICE, DOM0_VIF = "vfr0", "vif0"
+DOM0_ID, DOM0_DEVICE, DOM0_VIF = 1, "vfr0", "vif0"
+SORTER = "vfr-sorter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class Vif:
     slot: int
     port_low: int
     port_count: int
+    limits: Limits
     there: bool = True
 
 
@@ -58,6 +61,11 @@ class Wanted:
     uplink: Uplink | None = None
     forwards: frozenset[Forward] = frozenset()
     routes: frozenset[IPv4Network] = frozenset()
+
+    @property
+    def smallest_mtu(self) -> int:
+        """What the sorter cuts to, since it knows no destinations: it fits everywhere."""
+        return min([self.mtu, *([self.uplink.mtu] if self.uplink else [])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +98,7 @@ class Actual:
     guard: str | None = None
     routes: frozenset[IPv4Network] = frozenset()
     localnet: bool = False
+    sorter: tuple[int, int] | None = None  # of the sorter, if it is whole: interface index, and to what MTU it cuts
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +122,8 @@ def is_up(vif: Vif, actual: Actual) -> bool:
         and port.attached is not None
         and vif.interface in actual.pins
         and (row.generation, row.address, row.mac) == (vif.id, vif.address, vif.mac)
-        and (row.ifindex, row.mtu, row.port_low, row.port_count)
-        == (device.index, device.mtu, vif.port_low, vif.port_count)
+        and (row.ifindex, row.mtu, row.port_low, row.port_count, row.limits)
+        == (device.index, device.mtu, vif.port_low, vif.port_count, vif.limits)
         and actual.vifs.get(port.index) == vif.slot
         and actual.addresses.get(vif.address) == vif.slot
         and vif.slot in actual.tables
@@ -124,7 +133,7 @@ def is_up(vif: Vif, actual: Actual) -> bool:
 def _removals(wanted: Wanted, actual: Actual) -> list[Change]:
     """What belongs to nobody any more: interfaces first, then every row that speaks of them."""
     ours = {vif.interface: vif.id for vif in wanted.vifs}
-    ours[DOM0_DEVICE] = ours.get(DOM0_VIF, -1)
+    ours[DOM0_DEVICE] = ours[SORTER] = ours.get(DOM0_VIF, -1)
     gone = [
         Change(f"take {name} down", "take_down", (name,))
         for name, port in actual.ports.items()
@@ -163,6 +172,15 @@ def _nat(wanted: Wanted, actual: Actual) -> list[Change]:
     return todo
 
 
+def _sorter(wanted: Wanted, actual: Actual) -> list[Change]:
+    port = actual.ports.get(SORTER)
+    if port is None or port.attached is None or SORTER not in actual.pins or not port.up or actual.sorter is None:
+        return [Change("make the sorter", "make_sorter", (wanted.smallest_mtu, wanted.config.timers.fragments))]
+    if actual.sorter != (port.index, wanted.smallest_mtu):
+        return [Change("let the sorter cut to another size", "set_sorter_mtu", (wanted.smallest_mtu,))]
+    return []
+
+
 def _uplink(wanted: Wanted, actual: Actual) -> list[Change]:
     todo = []
     up = wanted.uplink
@@ -184,7 +202,7 @@ def plan(wanted: Wanted, actual: Actual) -> list[Change]:
     todo += _removals(wanted, actual)
     if not is_wanted(wanted.guard, actual.guard):
         todo.append(Change("write the nftables guard", "write_guard", (wanted.guard,)))
-    todo += _nat(wanted, actual)
+    todo += _nat(wanted, actual) + _sorter(wanted, actual)
     todo += [
         Change(f"bring {vif.interface} up", "bring_up", (vif, wanted.mtu))
         for vif in wanted.vifs

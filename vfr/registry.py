@@ -13,14 +13,15 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 from vfr.errors import RegistryError
+from vfr.settings import Limits, Timers
 
-SCHEMA = 1
+SCHEMA = 2
 LOCK_WAIT_S = 120
 _TABLES = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -34,7 +35,8 @@ CREATE TABLE domains (
     mac TEXT NOT NULL UNIQUE,
     slot INTEGER NOT NULL UNIQUE,
     port_low INTEGER NOT NULL UNIQUE,
-    port_count INTEGER NOT NULL
+    port_count INTEGER NOT NULL,
+    limits TEXT NOT NULL
 );
 """
 
@@ -72,6 +74,7 @@ class Domain:
     slot: int
     port_low: int
     port_count: int
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ class Contents:
     domains: tuple[Domain, ...] = ()
     nat: Nat | None = None
     rules: Rules | None = None
+    timers: Timers = field(default_factory=Timers)
 
     @property
     def is_empty(self) -> bool:
@@ -95,6 +99,13 @@ def _nat(text: str) -> Nat:
         (raw["forwards"][0], raw["forwards"][1]),
         (raw["ports"][0], raw["ports"][1]),
         raw["ports_per_domain"],
+    )
+
+
+def _domain(row: tuple[Any, ...]) -> Domain:
+    named = dict(zip([f.name for f in fields(Domain)], row, strict=True))
+    return Domain(
+        **{**named, "address": IPv4Address(named["address"]), "limits": Limits(**json.loads(named["limits"]))}
     )
 
 
@@ -143,30 +154,27 @@ class Registry:
         """Everything, as of one moment."""
         try:
             rows = self._db.execute(
-                "SELECT id, name, kind, netns, interface, address, mac, slot, port_low, port_count"
+                "SELECT id, name, kind, netns, interface, address, mac, slot, port_low, port_count, limits"
                 " FROM domains ORDER BY id"
             ).fetchall()
             settings = dict(self._db.execute("SELECT name, value FROM settings").fetchall())
         except sqlite3.Error as error:
             raise self._broken(error) from None
-        names = [f.name for f in fields(Domain)]
-        domains = tuple(
-            Domain(**{**dict(zip(names, row, strict=True)), "address": IPv4Address(row[5])}) for row in rows
-        )
         nat = _nat(settings["nat"]) if "nat" in settings else None
         rules = Rules(**json.loads(settings["rules"])) if "rules" in settings else None
-        return Contents(domains, nat, rules)
+        timers = Timers(**json.loads(settings["timers"])) if "timers" in settings else Timers()
+        return Contents(tuple(map(_domain, rows)), nat, rules, timers)
 
     def write(self, wanted: Contents) -> None:
         """Makes the registry say exactly this. Inside a transaction. New domains carry their ids already."""
         self._db.execute("DELETE FROM domains")
         self._db.execute("DELETE FROM settings")
         for d in wanted.domains:
-            row = {**asdict(d), "address": str(d.address)}
+            row = {**asdict(d), "address": str(d.address), "limits": json.dumps(asdict(d.limits))}
             names = ", ".join(row)
             marks = ", ".join(f":{name}" for name in row)
             self._db.execute(f"INSERT INTO domains ({names}) VALUES ({marks})", row)
-        for name, value in (("nat", wanted.nat), ("rules", wanted.rules)):
+        for name, value in (("nat", wanted.nat), ("rules", wanted.rules), ("timers", wanted.timers)):
             if value is not None:
                 self._db.execute("INSERT INTO settings VALUES (?, ?)", (name, json.dumps(asdict(value), default=str)))
 

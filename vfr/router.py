@@ -27,6 +27,7 @@ from vfr import instance as instances
 from vfr._abi import Limit
 from vfr.errors import ConflictError, KernelError, UsageError, VfrError
 from vfr.registry import Contents, Domain, Nat, Registry, Rules, locked, read_only
+from vfr.settings import DOM0_LIMITS, Limits, Timers
 
 if TYPE_CHECKING:
     from vfr.kernel.host import Host
@@ -41,7 +42,6 @@ PORTS_PER_DOMAIN = 64
 FORWARDS = (2, 19)
 FORWARD_BASE = 2200
 SSH = 22
-DOM0_ID = 1
 MTU = 1500
 OLDEST_KERNEL = (6, 1)
 SHIPPED_RULES = Path(__file__).resolve().parent.parent / "rules"
@@ -367,7 +367,7 @@ class Router:
             raise ConflictError(f"this router has {Limit.SLOTS - 1} domains, which is all it has room for")
         low, count = _free_block(before)
         return Domain(
-            id=max(registry.next_id(), DOM0_ID + 1),
+            id=max(registry.next_id(), 2),  # 1 is domain 0's
             name=name,
             kind=kind,
             netns=where if kind == "netns" else None,
@@ -378,6 +378,56 @@ class Router:
             port_low=low,
             port_count=count,
         )
+
+    def set_limits(self, name: str, **limits: int) -> Limits:
+        """Sets some of a domain's limits (the fields of vfr.settings.Limits); living conversations stay as
+        far as there is room. UsageError for a number that is out of range. Returns all of them."""
+        _check_machine()
+
+        def change(before: Contents, _: Registry) -> Contents:
+            if not any(d.name == name for d in before.domains):
+                raise _no_such(name, before)
+            domains = [replace(d, limits=replace(d.limits, **limits)) if d.name == name else d for d in before.domains]
+            return replace(before, domains=tuple(domains))
+
+        self._change(change)
+        return self.limits(name)
+
+    def limits(self, name: str) -> Limits:
+        """A domain's limits. VfrError if there is none of that name."""
+        contents = self._contents()
+        for d in contents.domains:
+            if d.name == name:
+                return d.limits
+        raise _no_such(name, contents)
+
+    def set_timers(self, **seconds: int) -> Timers:
+        """Sets some of the timers (the fields of vfr.settings.Timers) from now on. Returns all of them."""
+        _check_machine()
+
+        def change(before: Contents, _: Registry) -> Contents:
+            if before.is_empty:
+                raise ConflictError("there is no router yet; run `vfr nat enable` or `vfr domain add` first")
+            return replace(before, timers=replace(before.timers, **seconds))
+
+        self._change(change)
+        return self.timers()
+
+    def timers(self) -> Timers:
+        """The timers in force."""
+        return self._contents().timers
+
+    def sweep(self) -> None:
+        """Clears all tables of what has expired. Never needed: what has expired counts for nothing."""
+        from vfr.kernel.host import Host
+
+        _check_machine()
+        host = Host(self._instance)
+        try:
+            for slot in host.fastpath.domains() if host.is_loaded else ():
+                host.fastpath.sweep(slot)
+        finally:
+            host.close()
 
     def remove_domain(self, *names: str) -> None:
         """Removes domains: their interfaces, sessions and forwards. A given device goes back as it was."""
@@ -578,7 +628,7 @@ def _check_device(name: str, before: Contents, present: dict[str, Link]) -> None
     link = present.get(name)
     if link is None:
         raise UsageError(f"there is no interface {name!r} here (there are: {', '.join(sorted(present))})")
-    if name in ("lo", "vfr0", "vif0") or (before.nat and before.nat.uplink == name):
+    if name in ("lo", "vfr0", "vif0", "vfr-sorter") or (before.nat and before.nat.uplink == name):
         raise ConflictError(f"the interface {name} is the host's own; a domain needs one for itself")
     if link.master:
         raise ConflictError(
@@ -660,8 +710,8 @@ def _choose_uplink(name: str | None, address: str | None) -> tuple[str, IPv4Addr
         if not defaults:
             raise UsageError("there is no default route to tell the uplink by; name it with --uplink IF")
         name = by_index[defaults[0]].name
-    if name not in present or name in ("lo", "vfr0", "vif0"):
-        usable = ", ".join(sorted(n for n in present if n not in ("lo", "vfr0", "vif0")))
+    if name not in present or name in ("lo", "vfr0", "vif0", "vfr-sorter"):
+        usable = ", ".join(sorted(n for n in present if n not in ("lo", "vfr0", "vif0", "vfr-sorter")))
         raise UsageError(f"{name!r} cannot be the uplink; there are: {usable or 'no interfaces'}")
     own = [a for index, a in links.addresses() if index == present[name].index]
     return name, _choose_lan_address(name, own, address)
@@ -710,7 +760,7 @@ def _wanted(contents: Contents, policy: CompiledPolicy) -> Wanted:
     from vfr.kernel import links
     from vfr.kernel.fastpath import Config, Forward
     from vfr.kernel.guard import Guard
-    from vfr.plan import DOM0_DEVICE, DOM0_VIF, Vif, Wanted
+    from vfr.plan import DOM0_DEVICE, DOM0_ID, DOM0_VIF, SORTER, Vif, Wanted
 
     present, nat = links.links(), contents.nat
     up = _uplink(nat, present)
@@ -724,14 +774,17 @@ def _wanted(contents: Contents, policy: CompiledPolicy) -> Wanted:
         up.mtu if up else 0,
         low,
         high,
+        present[SORTER].index if SORTER in present else 0,
+        contents.timers,
     )
     vifs: list[Vif] = []
     if not contents.is_empty:
-        vifs.append(Vif(DOM0_ID, "dom0", DOM0_VIF, DOM0_DEVICE, None, GATEWAY, _derived_mac("dom0 of VFR"), 0, low, 0))
+        mac = _derived_mac("dom0 of VFR")
+        vifs.append(Vif(DOM0_ID, "dom0", DOM0_VIF, DOM0_DEVICE, None, GATEWAY, mac, 0, low, 0, DOM0_LIMITS))
     vifs += [_vif(d, present) for d in contents.domains]
     ported = [(port, d) for d in contents.domains if (port := _forward_port(d, nat)) is not None and up]
     guard = Guard(
-        tuple(sorted(v.interface for v in vifs)),
+        tuple(sorted([SORTER, *(v.interface for v in vifs)])),
         POOL,
         GATEWAY,
         up.name if up else None,
@@ -765,6 +818,7 @@ def _vif(d: Domain, present: dict[str, Link]) -> Vif:
         d.slot,
         d.port_low,
         d.port_count,
+        d.limits,
         there,
     )
 

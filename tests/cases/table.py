@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_RR
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_LSRR, IPOption_NOP, IPOption_RR, IPOption_SSRR
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import LLC, Dot1Q, Dot3, Ether
 from scapy.packet import Packet, Raw
-from support.frames import LAN_ADDRESS, arp, arp_answer, arriving, echo, ether, ip, tcp, udp
+from support.frames import LAN_ADDRESS, arp, arp_answer, arriving, echo, ether, icmp_from_router, ip, tcp, udp
 from support.world import GATEWAY_MAC, NODES
 
 from vfr._abi import Verdict as V
@@ -30,6 +30,7 @@ class Case:
     target: str | None = None
     rules: str = XEN
     before: tuple[tuple[str, Packet], ...] = ()
+    answered: bool = False  # a drop that the sender is told of; `becomes` may be the whole answer
 
 
 def _out(packet: Packet, sport: int) -> Packet:
@@ -43,6 +44,14 @@ def _out(packet: Packet, sport: int) -> Packet:
     if ICMP in new:
         new[ICMP].id = sport
         del new[ICMP].chksum
+    del new[IP].chksum
+    return new
+
+
+def _hop(packet: Packet) -> Packet:
+    """One hop on, and nothing else."""
+    new = Ether(bytes(packet))
+    new[IP].ttl -= 1
     del new[IP].chksum
     return new
 
@@ -63,6 +72,9 @@ SYN_ACK = tcp("lan", LAN_ADDRESS, 80, 16393, "SA")
 FORWARD_SYN = tcp("lan", LAN_ADDRESS, 40000, 2202)
 KNOCK = tcp("dom0", "web", 50000, 22)
 QUERY = udp("web", "lan", 16394, 53)
+LSRR, SSRR = IPOption_LSRR(routers=["192.0.2.9"]), IPOption_SSRR(routers=["192.0.2.9"])
+BRIEF = udp("web", "lan", 1, 2, ttl=1)
+LONG_DF = udp("web", "lan", 1, 2, b"x" * 1473, flags="DF")
 PING = echo("web", "lan", 16395)
 TIER_SYN = tcp("web", "db", 3000, 5432)
 NO_CHECKSUM = ip("web", "lan") / UDP(sport=16396, dport=9, chksum=0) / Raw(b"x")
@@ -115,17 +127,21 @@ GUARD = (
     Case("a total length beyond the frame", "web", tcp("web", "lan", 1, 2, len=1400), V.DROP_IP_HEADER),
     Case("a wrong header checksum", "web", tcp("web", "lan", 1, 2, chksum=0x1234), V.DROP_IP_HEADER),
     Case("IP options", "web", tcp("web", "lan", 1, 2, options=[IPOption_RR()]), V.DROP_IP_OPTIONS),
-    Case("a first fragment", "web", udp("web", "lan", 1, 2, flags="MF"), V.DROP_FRAGMENT),
-    Case("a later fragment", "web", udp("web", "lan", 1, 2, frag=5), V.DROP_FRAGMENT),
-    Case("TTL 1", "web", udp("web", "lan", 1, 2, ttl=1), V.DROP_TTL),
-    Case("TTL 0", "web", udp("web", "lan", 1, 2, ttl=0), V.DROP_TTL),
+    Case("a loose source route", "web", tcp("web", "lan", 1, 2, options=[LSRR]), V.DROP_SOURCE_ROUTE),
+    Case("a strict source route", "web", tcp("web", "lan", 1, 2, options=[SSRR]), V.DROP_SOURCE_ROUTE),
+    Case(
+        "a source route behind other options",
+        "web",
+        tcp("web", "lan", 1, 2, options=[IPOption_NOP(), IPOption_RR(), LSRR]),
+        V.DROP_SOURCE_ROUTE,
+    ),
     Case("a TCP header shorter than five words", "web", ip("web", "lan") / TCP(dataofs=4), V.DROP_L4_HEADER),
     Case("a TCP header beyond the packet", "web", ip("web", "lan") / TCP(dataofs=15), V.DROP_L4_HEADER),
     Case("a UDP length beyond the packet", "web", ip("web", "lan") / UDP(len=999), V.DROP_L4_HEADER),
     Case("a UDP header cut off", "web", ip("web", "lan", proto=17) / Raw(b"abc"), V.DROP_L4_HEADER),
     Case("an unknown protocol", "web", ip("web", "lan", proto=132) / Raw(b"x" * 40), V.DROP_PROTOCOL),
-    Case("an ICMP error", "web", ip("web", "lan") / ICMP(type=3, code=1) / Raw(b"x" * 28), V.DROP_ICMP_ERROR),
-    Case("an ICMP redirect", "web", ip("web", "lan") / ICMP(type=5) / Raw(b"x" * 28), V.DROP_ICMP_ERROR),
+    Case("an ICMP redirect", "web", ip("web", "lan") / ICMP(type=5) / Raw(b"x" * 28), V.DROP_ICMP_TYPE),
+    Case("an ICMP source quench", "web", ip("web", "lan") / ICMP(type=4) / Raw(b"x" * 28), V.DROP_ICMP_TYPE),
     Case(
         "an ICMP timestamp request",
         "web",
@@ -252,14 +268,24 @@ WAYS_OUT = (
         "lan",
         tcp("lan", LAN_ADDRESS, 80, 16393, "SA", ttl=1),
         V.DROP_TTL,
+        icmp_from_router("lan", tcp("lan", LAN_ADDRESS, 80, 16393, "SA", ttl=1), 11, 0),
         before=(("web", SYN),),
     ),
+    Case("TTL 1", "web", BRIEF, V.DROP_TTL, icmp_from_router("web", BRIEF, 11, 0)),
+    Case("TTL 0", "web", udp("web", "lan", 1, 2, ttl=0), V.DROP_TTL, answered=True),
+    Case("TTL 1 where no rule allows it", "web", BRIEF, V.DROP_POLICY, rules=""),
     Case("TCP that does not begin with SYN", "web", tcp("web", "lan", 16393, 80, "A"), V.DROP_NO_SESSION),
     Case("an echo reply nobody asked for", "web", echo("web", "lan", 5, 0), V.DROP_NO_SESSION),
     Case("the metadata address never leaves", "web", tcp("web", "169.254.169.254", 1, 80), V.DROP_NO_DOMAIN),
     Case("an address of nobody in the pool", "web", tcp("web", "169.254.1.99", 1, 80), V.DROP_NO_DOMAIN),
-    Case("the router's own LAN address", "web", tcp("web", LAN_ADDRESS, 1, 2202), V.DROP_HAIRPIN),
-    Case("a packet longer than the uplink's MTU", "web", udp("web", "lan", 1, 2, b"x" * 1473), V.DROP_TOO_BIG),
+    Case(
+        "a packet longer than the uplink's MTU that may not be cut",
+        "web",
+        LONG_DF,
+        V.DROP_TOO_BIG,
+        icmp_from_router("web", LONG_DF, 3, 4, mtu=1500),
+    ),
+    Case("one that may be cut", "web", udp("web", "lan", 1, 2, b"x" * 1473), V.TO_SORTER),
     Case(
         "one that just fits",
         "web",
@@ -294,12 +320,6 @@ FORWARDS = (
     ),
     Case("a forward wants a SYN first", "lan", tcp("lan", LAN_ADDRESS, 40000, 2202, "A"), V.DROP_NO_SESSION),
     Case("a forward without a rule", "lan", FORWARD_SYN, V.DROP_POLICY, rules="allow any -> lan\n"),
-    Case(
-        "a fragment to a forward",
-        "lan",
-        ip("lan", LAN_ADDRESS, flags="MF") / TCP(sport=40000, dport=2202),
-        V.DROP_FRAGMENT,
-    ),
     Case(
         "options to a forward",
         "lan",
@@ -354,19 +374,355 @@ UPLINK = (
     ),
     Case("our range, held by nobody", "lan", tcp("lan", LAN_ADDRESS, 80, 20000, "SA"), V.DROP_UNSOLICITED),
     Case(
-        "an ICMP error about one of our ports",
-        "lan",
-        ip("lan", LAN_ADDRESS) / ICMP(type=3, code=4) / Raw(bytes(_out(SYN, 16393))[14:42]),
-        V.DROP_ICMP_ERROR,
-        before=(("web", SYN),),
-    ),
-    Case(
         "an ICMP error about the host's own",
         "lan",
         ip("lan", LAN_ADDRESS) / ICMP(type=3) / Raw(bytes(tcp("lan", "192.0.2.11", 50000, 80, src=LAN_ADDRESS))[14:42]),
         V.NOT_OURS,
         ip("lan", LAN_ADDRESS) / ICMP(type=3) / Raw(bytes(tcp("lan", "192.0.2.11", 50000, 80, src=LAN_ADDRESS))[14:42]),
     ),
+)
+
+
+def _quoting(
+    sender: str, to: str, about: Packet, kind: int = 3, code: int = 1, cut: int = 576, **fields: object
+) -> Packet:
+    """An ICMP error that quotes the first bytes of a packet as it was seen on the way."""
+    return ip(sender, to, **fields) / ICMP(type=kind, code=code) / Raw(bytes(about[IP])[:cut])
+
+
+OUT_SYN = Ether(bytes(_out(SYN, 16393)))
+OUT_QUERY = Ether(bytes(_out(QUERY, 16394)))
+OUT_BARE = Ether(bytes(_out(NO_CHECKSUM, 16396)))
+OUT_BARE[UDP].chksum = 0
+OUT_PING = Ether(bytes(_out(PING, 16395)))
+BACK = Ether(bytes(_in(SYN_ACK, "web", 16393)))
+ENTERED = Ether(bytes(_in(FORWARD_SYN, "web", 22)))
+NEAR = Ether(bytes(arriving("db", TIER_SYN)))
+
+
+def _out_error(packet: Packet) -> Packet:
+    """A domain's ICMP error as the LAN sees it, its quote given as it is to be seen there."""
+    new = packet.copy()
+    new[IP].src, new[IP].ttl = LAN_ADDRESS, packet[IP].ttl - 1
+    return new
+
+
+# What the LAN sent, as it was when it left the router: only addresses and ports are put back.
+SEEN_SYN_ACK = Ether(bytes(_hop(SYN_ACK)))
+SEEN_FORWARD_SYN = Ether(bytes(_hop(FORWARD_SYN)))
+
+
+def _error_in(about_out: Packet, about: Packet, cut: int, name: str, **fields: object) -> Case:
+    """An error about a domain's packet, from a router on the way, is translated back, quote and all."""
+    inside = Ether(bytes(_hop(about)))
+    return Case(
+        f"an error about {name}",
+        "lan",
+        _quoting("lan", LAN_ADDRESS, about_out, cut=cut, src="198.51.100.1", **fields),
+        V.TO_DOMAIN,
+        arriving("web", _quoting("lan", NODES["web"].ip, inside, cut=cut, src="198.51.100.1", **fields)),
+        "web",
+        before=(("web", about),),
+    )
+
+
+def _bad_checksum(packet: Packet) -> Packet:
+    new = Ether(bytes(packet))
+    new[ICMP].chksum ^= 0x0101
+    return new
+
+
+def _bad_quote(packet: Packet) -> Packet:
+    """The quoted header's own checksum is wrong, and the error's is right about that."""
+    new = Ether(bytes(packet))
+    load = bytearray(bytes(new[ICMP].payload))
+    load[10] ^= 1
+    return Ether(bytes(ether("lan", IP(bytes(new[IP])[:20]) / ICMP(type=3, code=1) / Raw(bytes(load)))))
+
+
+ERRORS = (
+    _error_in(OUT_SYN, SYN, 40, "TCP"),
+    _error_in(OUT_SYN, SYN, 28, "TCP, cut behind eight bytes"),
+    _error_in(OUT_QUERY, QUERY, 576, "UDP"),
+    _error_in(OUT_BARE, NO_CHECKSUM, 576, "UDP without a checksum"),
+    _error_in(OUT_PING, PING, 576, "an echo request"),
+    _error_in(OUT_PING, PING, 28, "an echo request, cut behind eight bytes"),
+    Case(
+        "an error from the domain about what the LAN sent it",
+        "web",
+        _quoting("web", "lan", BACK, 3, 3),
+        V.TO_LAN,
+        _out_error(_quoting("web", "lan", SEEN_SYN_ACK, 3, 3)),
+        "lan",
+        before=(("web", SYN), ("lan", SYN_ACK)),
+    ),
+    Case(
+        "an error from the domain about what came by a forward",
+        "web",
+        _quoting("web", "lan", ENTERED, 3, 3),
+        V.TO_LAN,
+        _out_error(_quoting("web", "lan", SEEN_FORWARD_SYN, 3, 3)),
+        "lan",
+        before=(("lan", FORWARD_SYN),),
+    ),
+    Case(
+        "an error from one domain to another",
+        "db",
+        _quoting("db", "web", NEAR, 3, 3),
+        V.TO_DOMAIN,
+        arriving("web", _quoting("db", "web", NEAR, 3, 3)),
+        "web",
+        rules=TIERS,
+        before=(("web", TIER_SYN),),
+    ),
+    Case(
+        "an error about no conversation",
+        "web",
+        _quoting("web", "lan", BACK, 3, 3),
+        V.DROP_ICMP_ERROR,
+    ),
+    Case(
+        "an error about somebody else's packet",
+        "web",
+        _quoting("web", "lan", tcp("lan", NODES["db"].ip, 80, 16393), 3, 3),
+        V.DROP_ICMP_ERROR,
+        before=(("web", SYN),),
+    ),
+    Case(
+        "an error to another than who sent what it quotes",
+        "web",
+        _quoting("web", "192.0.2.12", BACK, 3, 3),
+        V.DROP_ICMP_ERROR,
+        before=(("web", SYN),),
+    ),
+    Case(
+        "an error about an error",
+        "web",
+        _quoting("web", "lan", ip("lan", "web") / ICMP(type=3) / Raw(b"x" * 28), 3, 3),
+        V.DROP_ICMP_ERROR,
+    ),
+    Case(
+        "an error that quotes a later fragment",
+        "web",
+        _quoting("web", "lan", udp("lan", "web", 53, 16394, frag=9), 11, 1),
+        V.DROP_ICMP_ERROR,
+        before=(("web", QUERY),),
+    ),
+    Case(
+        "an error in fragments",
+        "web",
+        _quoting("web", "lan", BACK, 3, 3, 28, flags="MF") / Raw(b"xxxx"),
+        V.DROP_FRAGMENT,
+        before=(("web", SYN),),
+    ),
+    Case("an error that quotes nothing", "web", ip("web", "lan") / ICMP(type=3), V.DROP_ICMP_ERROR),
+    Case(
+        "an error with a wrong checksum",
+        "lan",
+        _bad_checksum(_quoting("lan", LAN_ADDRESS, OUT_SYN)),
+        V.DROP_ICMP_CHECKSUM,
+        before=(("web", SYN),),
+    ),
+    Case(
+        "an error whose quoted header has a wrong checksum",
+        "lan",
+        _bad_quote(_quoting("lan", LAN_ADDRESS, OUT_SYN)),
+        V.DROP_ICMP_CHECKSUM,
+        before=(("web", SYN),),
+    ),
+    Case(
+        "an error from the LAN about a conversation that is not",
+        "lan",
+        _quoting("lan", LAN_ADDRESS, tcp("lan", "192.0.2.12", 16393, 80, src=LAN_ADDRESS)),
+        V.DROP_ICMP_ERROR,
+        before=(("web", SYN),),
+    ),
+    Case(
+        "an error about one of our packets, from a domain's address",
+        "lan",
+        _quoting("lan", LAN_ADDRESS, OUT_SYN, src=NODES["odd"].ip),
+        V.DROP_MARTIAN,
+        before=(("web", SYN),),
+    ),
+    Case(
+        "a redirect about one of our packets is the host's affair",
+        "lan",
+        ip("lan", LAN_ADDRESS) / ICMP(type=5) / Raw(bytes(OUT_SYN)[14:42]),
+        V.NOT_OURS,
+        before=(("web", SYN),),
+    ),
+)
+
+FIRST = udp("web", "lan", 16394, 9, b"a" * 24, flags="MF")
+SECOND = ip("web", "lan", frag=4, proto=17) / Raw(b"b" * 16)
+OUT_FIRST = _out(FIRST, 16394)
+TO_ALL = XEN + "allow lan -> any udp\nallow web -> db\n"
+IN_FIRST = ip("lan", LAN_ADDRESS, flags="MF") / TCP(sport=40000, dport=2202, flags="S") / Raw(b"x" * 4)
+IN_SECOND = ip("lan", LAN_ADDRESS, frag=3, proto=6) / Raw(b"y" * 16)
+HOST_FIRST = udp("lan", LAN_ADDRESS, 5, 161, b"a" * 24, flags="MF")
+HOST_SECOND = ip("lan", LAN_ADDRESS, frag=4, proto=17) / Raw(b"b" * 16)
+
+FRAGMENTS = (
+    Case("a first fragment goes by its ports", "web", FIRST, V.TO_LAN, None, "lan"),
+    Case("a later one follows it", "web", SECOND, V.TO_LAN, None, "lan", before=(("web", FIRST),)),
+    Case("a later one that comes first is put in order", "web", SECOND, V.TO_SORTER),
+    Case("then the first one must be too", "web", FIRST, V.TO_SORTER, before=(("web", SECOND),)),
+    Case("sorted, the first one goes", "sorter", FIRST, V.TO_LAN, None, "lan", before=(("web", SECOND),)),
+    Case(
+        "and the later one behind it",
+        "sorter",
+        SECOND,
+        V.TO_LAN,
+        None,
+        "lan",
+        before=(("web", SECOND), ("web", FIRST), ("sorter", FIRST)),
+    ),
+    Case("sorted without a first one", "sorter", SECOND, V.DROP_FRAGMENT),
+    Case("a first one that is denied takes no later one along", "web", FIRST, V.DROP_POLICY, rules=""),
+    Case("a fragment to another domain", "web", udp("web", "db", 1, 2, b"a" * 24, flags="MF"), V.DROP_POLICY),
+    Case(
+        "by rule it goes",
+        "web",
+        udp("web", "db", 1, 2, b"a" * 24, flags="MF"),
+        V.TO_DOMAIN,
+        arriving("db", udp("web", "db", 1, 2, b"a" * 24, flags="MF")),
+        "db",
+        rules=TO_ALL,
+    ),
+    Case(
+        "and the later one too",
+        "web",
+        ip("web", "db", frag=4, proto=17) / Raw(b"b" * 16),
+        V.TO_DOMAIN,
+        arriving("db", ip("web", "db", frag=4, proto=17) / Raw(b"b" * 16)),
+        "db",
+        rules=TO_ALL,
+        before=(("web", udp("web", "db", 1, 2, b"a" * 24, flags="MF")),),
+    ),
+    Case(
+        "one that hides the TCP header", "web", ip("web", "lan", flags="MF", proto=6) / Raw(b"x" * 8), V.DROP_L4_HEADER
+    ),
+    Case(
+        "one that lies over the TCP header", "web", ip("web", "lan", frag=1, proto=6) / Raw(b"x" * 16), V.DROP_FRAGMENT
+    ),
+    Case(
+        "one that lies over what the first had",
+        "web",
+        ip("web", "lan", frag=3, proto=17) / Raw(b"b" * 16),
+        V.DROP_FRAGMENT,
+        before=(("web", FIRST),),
+    ),
+    Case("one beyond 64 KiB", "web", ip("web", "lan", frag=8190, proto=17) / Raw(b"x" * 64), V.DROP_FRAGMENT),
+    Case(
+        "not the last, and not a multiple of eight", "web", udp("web", "lan", 1, 2, b"abc", flags="MF"), V.DROP_FRAGMENT
+    ),
+    Case("one with nothing in it", "web", ip("web", "lan", frag=9, proto=17), V.DROP_FRAGMENT),
+    Case(
+        "a fragment of an unknown protocol", "web", ip("web", "lan", frag=9, proto=132) / Raw(b"x" * 8), V.DROP_PROTOCOL
+    ),
+    Case(
+        "more datagrams in pieces than the quota",
+        "web",
+        ip("web", "lan", frag=9, proto=17, id=99) / Raw(b"x" * 8),
+        V.DROP_FRAGMENTS_FULL,
+        before=tuple(("web", ip("web", "lan", frag=9, proto=17, id=n) / Raw(b"x" * 8)) for n in range(1, 5)),
+    ),
+    Case("a first fragment to a forward", "lan", IN_FIRST, V.TO_DOMAIN, _in(IN_FIRST, "web", 22), "web"),
+    Case(
+        "the later one behind it",
+        "lan",
+        IN_SECOND,
+        V.TO_DOMAIN,
+        arriving("web", IN_SECOND, dst=NODES["web"].ip),
+        "web",
+        before=(("lan", IN_FIRST),),
+    ),
+    Case("a later one from the LAN comes first", "lan", IN_SECOND, V.TO_SORTER),
+    Case("the host's own first fragment", "lan", HOST_FIRST, V.NOT_OURS, HOST_FIRST),
+    Case("and the host's later one", "lan", HOST_SECOND, V.NOT_OURS, HOST_SECOND, before=(("lan", HOST_FIRST),)),
+    Case(
+        "sorted, the host's own goes back to it",
+        "sorter",
+        HOST_FIRST,
+        V.NOT_OURS,
+        HOST_FIRST,
+        before=(("lan", HOST_SECOND), ("lan", HOST_FIRST)),
+    ),
+    Case(
+        "a fragment from the LAN that would be taken for a domain's",
+        "lan",
+        ip("lan", LAN_ADDRESS, frag=4, proto=17, src=NODES["odd"].ip) / Raw(b"b" * 16),
+        V.DROP_MARTIAN,
+    ),
+    Case("what is no IP from the sorter", "sorter", arp("web", "169.254.1.0"), V.DROP_ETHERTYPE),
+    Case("a broken header from the sorter", "sorter", tcp("web", "lan", 1, 2, chksum=0x1234), V.DROP_IP_HEADER),
+)
+
+HAIRPINS = XEN + "allow web -> db tcp 22\n"
+ROUND = ip("web", LAN_ADDRESS, flags="DF") / TCP(sport=16393, dport=2203)
+ROUND_BACK = ip("db", LAN_ADDRESS, flags="DF") / TCP(sport=22, dport=16393, flags="SA")
+
+
+def _round(packet: Packet, to: str, **fields: object) -> Packet:
+    """What goes out and in again by the LAN address: both ends translated, one hop."""
+    new = packet.copy()
+    new[IP].src = LAN_ADDRESS
+    for name, value in fields.items():
+        setattr(new[TCP], name, value)
+    return arriving(to, new, dst=NODES[to].ip)
+
+
+HAIRPIN = (
+    Case("the router's own LAN address, at no port of ours", "web", tcp("web", LAN_ADDRESS, 1, 2299), V.DROP_HAIRPIN),
+    Case("pinging the router's own LAN address", "web", echo("web", LAN_ADDRESS, 5), V.DROP_HAIRPIN),
+    Case("another's forward, by the LAN address", "web", ROUND, V.DROP_POLICY),
+    Case(
+        "by rule it leads there, from the LAN address",
+        "web",
+        ROUND,
+        V.TO_DOMAIN,
+        _round(ROUND, "db", sport=16393, dport=22),
+        "db",
+        rules=HAIRPINS,
+    ),
+    Case(
+        "and the answer back, from the LAN address too",
+        "db",
+        ROUND_BACK,
+        V.TO_DOMAIN,
+        _round(ROUND_BACK, "web", sport=2203, dport=16393),
+        "web",
+        rules=HAIRPINS,
+        before=(("web", ROUND),),
+    ),
+    Case(
+        "the LAN address as a source is nobody's but ours",
+        "lan",
+        tcp("lan", LAN_ADDRESS, 16393, 2203, src=LAN_ADDRESS),
+        V.DROP_MARTIAN,
+        rules=HAIRPINS,
+    ),
+)
+
+REJECT = XEN + "reject web -> lan tcp 25\nreject web -> db\n"
+MAIL = tcp("web", "lan", 3000, 25)
+
+REJECTS = (
+    Case(
+        "what is rejected is answered", "web", MAIL, V.DROP_REJECTED, icmp_from_router("web", MAIL, 3, 13), rules=REJECT
+    ),
+    Case("what is denied is not", "web", MAIL, V.DROP_POLICY, rules=XEN + "deny web -> lan tcp 25\n"),
+    Case("deny beats reject", "web", MAIL, V.DROP_POLICY, rules=REJECT + "deny web -> lan tcp 20-30\n"),
+    Case(
+        "a rejected neighbour is found by ARP, so as to be told",
+        "web",
+        arp("web", NODES["db"].ip),
+        V.ANSWERED,
+        arp_answer("web", NODES["db"].ip),
+        "web",
+        rules=REJECT,
+    ),
+    Case("an error is never told of", "web", _quoting("web", "db", NEAR, 3, 3), V.DROP_ICMP_ERROR, rules=REJECT),
 )
 
 BETWEEN = (
@@ -424,5 +780,5 @@ BETWEEN = (
     Case("domain 0 goes nowhere else by the router", "dom0", tcp("dom0", "lan", 1, 22), V.DROP_NO_DOMAIN),
 )
 
-CASES = (*GUARD, *ARPS, *WAYS_OUT, *FORWARDS, *UPLINK, *BETWEEN)
+CASES = (*GUARD, *ARPS, *WAYS_OUT, *FORWARDS, *UPLINK, *ERRORS, *FRAGMENTS, *HAIRPIN, *REJECTS, *BETWEEN)
 assert Ether  # scapy resolves upper layers through it

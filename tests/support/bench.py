@@ -12,19 +12,22 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from support import world
-from vfr._abi import Deliver, Verdict
+from vfr._abi import Deliver, Kind, Limit, Verdict
 from vfr.kernel import bpf
-from vfr.kernel.fastpath import Config, DomainRow, Fastpath, Forward, Quota
+from vfr.kernel.fastpath import Config, DomainRow, Fastpath, Forward, Hook
+from vfr.settings import Limits
 from vfr.spec import Router
-from vfr.spec.model import LAN
+from vfr.spec.model import LAN, SORTER
 
 _CLONE_NEWNET = 0x40000000
+TC_ACT_SHOT = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a frame. `frame` is None if it was dropped."""
+    """What became of a frame. `frame` is None if it was dropped in silence; a drop with a frame is an ICMP
+    error that goes back to the sender."""
 
     verdict: Verdict
     frame: bytes | None
@@ -40,6 +43,7 @@ class Bench:
     """The object with `tracing` on, its maps set to the test world."""
 
     def __enter__(self) -> Bench:
+        self._seated: set[tuple[int, Limits]] = set()
         self._directory = Path(tempfile.mkdtemp(prefix="vfr-bench-"))
         subprocess.run(["mount", "-t", "bpf", "bench", str(self._directory)], check=True)
         self._thread = ThreadPoolExecutor(1, initializer=_own_namespace)
@@ -55,10 +59,10 @@ class Bench:
 
     def _make_interfaces(self) -> None:
         """PROG_RUN takes only interfaces that exist; the frames never leave them."""
-        for name in (*world.SLOTS, "lan"):
+        for name in (*world.SLOTS, "lan", "sorter"):
             subprocess.run(["ip", "link", "add", f"t-{name}", "type", "veth", "peer", "name", f"p-{name}"], check=True)
         # PACKET_HOST or not is told by the interface's own MAC.
-        for name in (*world.SLOTS, "lan"):
+        for name in (*world.SLOTS, "lan", "sorter"):
             subprocess.run(["ip", "link", "set", f"t-{name}", "address", world.GATEWAY_MAC], check=True)
         lines = subprocess.run(["ip", "-o", "link"], check=True, capture_output=True, text=True).stdout.splitlines()
         self.ifindex = {
@@ -78,17 +82,41 @@ class Bench:
                 router.uplink_mtu,
                 router.nat_ports[0],
                 router.nat_ports[-1],
+                self.ifindex["sorter"] if router.sorter else 0,
+                router.timers,
             )
         )
         for name, slot in world.SLOTS.items():
             self._seat(name, slot, router)
+        fp.new_runtime(int(Limit.ROW_LAN))
+        self._empty("fragments", int(Limit.ROW_LAN))
         for (protocol, port), (slot, inside) in router.forwards.items():
             fp.set_forward(Forward({6: "tcp", 17: "udp"}[protocol], port, slot, inside))
-        fp.replace_policy(router.policy)  # type: ignore[arg-type]
+        if fp.policy_digest() != router.policy.digest:  # type: ignore[attr-defined]
+            fp.replace_policy(router.policy)  # type: ignore[arg-type]
+
+    def _empty(self, name: str, place: int) -> None:
+        """Empties an inner map where it is: to put another there, the kernel waits for all programs."""
+        inner = self.fastpath.inner(name, place)
+        assert inner is not None
+        if name == "closing":
+            while inner.pop() is not None:
+                pass
+        else:
+            for key in list(inner.keys()):
+                inner.delete(key)
+        inner.close()
 
     def _seat(self, name: str, slot: int, router: Router) -> None:
         fp, domain = self.fastpath, router.domains[slot]
-        fp.new_tables(slot, Quota(router.quota, router.quota, max(3 * len(domain.ports), 1)))
+        if (slot, router.limits) not in self._seated:
+            fp.new_tables(slot, router.limits, len(domain.ports))
+            self._seated = {s for s in self._seated if s[0] != slot} | {(slot, router.limits)}
+        fp.new_runtime(slot)
+        for table in ("sessions", "inbound", "mappings", "fragments"):
+            self._empty(table, slot)
+        for kind in range(Kind.KINDS):
+            self._empty("closing", slot * Kind.KINDS + kind)
         low = domain.ports.start
         fp.clear_block(low, len(domain.ports))
         fp.set_domain(
@@ -102,23 +130,27 @@ class Bench:
                 Deliver.DELIVER_DOM0 if slot == 0 else Deliver.DELIVER_DEVICE,
                 low,
                 len(domain.ports),
+                router.limits,
             ),
         )
         fp.set_address(IPv4Address(domain.address), slot)
         fp.set_vif(self.ifindex[name], slot)
 
     def send(self, sender: int, frame: bytes) -> Outcome:
-        """One frame in by a slot's VIF, or by the uplink if the sender is LAN."""
+        """One frame in by a slot's VIF, by the uplink if the sender is LAN, or from the sorter. What goes
+        round by the uplink's hook (a hairpin) does."""
         return self._thread.submit(self._send, sender, frame).result()
 
-    def _send(self, sender: int, frame: bytes) -> Outcome:
+    def _send(self, sender: int, frame: bytes, mark: int = 0) -> Outcome:
         assert os.getpid()  # same process, other namespace: descriptors are shared
-        name = "lan" if sender == LAN else next(n for n, s in world.SLOTS.items() if s == sender)
-        program = self.fastpath.program("uplink" if sender == LAN else "vif")
-        action, out = bpf.test_run(program, frame, self.ifindex[name])
+        hook: Hook = {LAN: "uplink", SORTER: "sorter"}.get(sender, "vif")  # type: ignore[assignment]
+        name = {LAN: "lan", SORTER: "sorter"}.get(sender) or next(n for n, s in world.SLOTS.items() if s == sender)
+        action, out = bpf.test_run(self.fastpath.program(hook), frame, self.ifindex[name], mark)
         trace = self.fastpath.trace()
         verdict = Verdict(trace.verdict)
-        passed = not verdict.name.startswith("DROP_")
-        assert (action == 2) == (not passed), f"{verdict.name} ended in action {action}"
+        if verdict == Verdict.HAIRPIN:
+            return self._send(LAN, out, Limit.MARK_HAIRPIN)
+        passed = not verdict.name.startswith("DROP_") or action != TC_ACT_SHOT
+        assert (action == TC_ACT_SHOT) == (not passed), f"{verdict.name} ended in action {action}"
         target = trace.target if trace.target != 0xFFFF else None
         return Outcome(verdict, out if passed else None, sender if verdict == Verdict.ANSWERED else target)

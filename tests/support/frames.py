@@ -20,8 +20,8 @@ def ip(sender: str, to: str, **fields: object) -> Packet:
     return ether(sender, IP(**{"src": NODES[sender].ip, "dst": dst, "ttl": 64, "id": 7, **fields}))
 
 
-def tcp(sender: str, to: str, sport: int, dport: int, flags: str = "S", **fields: object) -> Packet:
-    return ip(sender, to, **fields) / TCP(sport=sport, dport=dport, flags=flags, seq=1000)
+def tcp(sender: str, to: str, sport: int, dport: int, flags: str = "S", ack: int = 0, **fields: object) -> Packet:
+    return ip(sender, to, **fields) / TCP(sport=sport, dport=dport, flags=flags, seq=1000, ack=ack)
 
 
 def udp(sender: str, to: str, sport: int, dport: int, load: bytes = b"hello", **fields: object) -> Packet:
@@ -56,3 +56,13 @@ def arriving(to: str, packet: Packet, **fields: object) -> Packet:
 
 
 LAN_ADDRESS = str(OUTSIDE)
+
+
+def icmp_from_router(to: str, about: Packet, kind: int, code: int, mtu: int = 0) -> Packet:
+    """The ICMP error that the router sends a node about its packet. To the LAN, MACs are filled in later."""
+    from_lan = to == "lan"
+    own = NODES[to]
+    head = IP(src=LAN_ADDRESS if from_lan else NODES["dom0"].ip, dst=about[IP].src, ttl=64, id=0, flags="DF", tos=0xC0)
+    quote = Raw(bytes(about[IP])[:548])
+    mac = {"src": about.src, "dst": about.dst} if from_lan else {"src": GATEWAY_MAC, "dst": own.mac}
+    return Ether(**mac) / head / ICMP(type=kind, code=code, nexthopmtu=mtu) / quote

@@ -78,7 +78,8 @@ class Host:
     def clear(self) -> None:
         """Away with it, also with what a killed test left."""
         state = Path("/run/vfr/netns") / self.ns("dom0")
-        run("umount", "-q", str(state / "bpf"), check=False)
+        for mounted in ("bpf", "sorter"):
+            run("umount", "-q", str(state / mounted), check=False)
         run("rm", "-rf", str(state))
         for parent in (state.parent, state.parent.parent):
             if parent.exists() and not any(parent.iterdir()):
@@ -114,6 +115,6 @@ class Host:
             "nft": self.sh("dom0", "nft list ruleset"),
             "qdiscs": self.sh("dom0", "tc qdisc show"),
             "sysctls": self.sh("dom0", sysctls),
-            "mounts": Path("/proc/self/mounts").read_text().replace("nsfs", ""),
+            "mounts": "\n".join(m for m in Path("/proc/self/mounts").read_text().splitlines() if "/run/vfr" in m),
             "state": " ".join(sorted(str(p) for p in Path("/run/vfr").rglob("*"))) if Path("/run/vfr").exists() else "",
         }

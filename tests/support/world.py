@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from vfr.policy import compile_rules, parse
+from vfr.settings import Limits
 from vfr.spec import Domain, Router
 
 POOL = IPv4Network("169.254.1.0/24")
@@ -21,6 +22,7 @@ NAT_LOW = 16384
 SLOTS = {"dom0": 0, "web": 1, "db": 2, "odd": 3}
 FORWARDS = {(6, 2202): (1, 22), (6, 2203): (2, 22)}
 QUOTA = 16
+LIMITS = Limits(sessions=QUOTA, inbound=QUOTA, half_open=12, new_per_s=0, errors_per_s=100_000, fragments=4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,5 +61,5 @@ def router(rules: str) -> Router:
         int(OUTSIDE),
         LAN_NET,
         forwards=FORWARDS,
-        quota=QUOTA,
+        limits=LIMITS,
     )

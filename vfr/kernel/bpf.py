@@ -20,7 +20,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY = 0, 1, 2, 3, 4
 OBJ_PIN, OBJ_GET, PROG_TEST_RUN = 6, 7, 10
-MAP_FD_BY_ID, INFO_BY_FD, PROG_QUERY, MAP_LOOKUP_BATCH, LINK_CREATE = 14, 15, 16, 24, 28
+MAP_LOOKUP_AND_DELETE, MAP_FD_BY_ID, INFO_BY_FD, PROG_QUERY, MAP_LOOKUP_BATCH, LINK_CREATE = 21, 14, 15, 16, 24, 28
 
 TYPE_HASH, TYPE_ARRAY = 1, 2
 ANY, NOEXIST = 0, 1
@@ -208,6 +208,15 @@ class Map:
             raise KernelError(f"deleting from the map {self.name}", -result)
         return result >= 0
 
+    def pop(self) -> bytes | None:
+        """The oldest value of a queue, which then is gone from it; None if there is none."""
+        result = _call(MAP_LOOKUP_AND_DELETE, _Elem(map_fd=self.fd, value=ctypes.addressof(self._value)))
+        if result == -errno.ENOENT:
+            return None
+        if result < 0:
+            raise KernelError(f"reading the queue {self.name}", -result)
+        return self._value.raw
+
     def keys(self) -> list[bytes]:
         """All keys. Those that come or go meanwhile may or may not be among them."""
         found: list[bytes] = []
@@ -271,15 +280,16 @@ def tcx_programs(ifindex: int) -> list[int]:
     return list(ids[: attr.count])
 
 
-_SKB_SIZE, _SKB_IFINDEX = 192, 40
+_SKB_SIZE, _SKB_MARK, _SKB_IFINDEX = 192, 8, 40
 
 
-def test_run(program: int, frame: bytes, ifindex: int) -> tuple[int, bytes]:
+def test_run(program: int, frame: bytes, ifindex: int, mark: int = 0) -> tuple[int, bytes]:
     """Runs a program on a frame as if it had come in by the interface, which must exist here.
 
-    Returns what the program told the kernel (TC_ACT_*) and the frame as it left it. Needs 14 bytes.
+    Returns what the program told the kernel (TC_ACT_*) and the frame as it left it. Needs 14 bytes. `mark` is skb->mark.
     """
     skb = bytearray(_SKB_SIZE)
+    skb[_SKB_MARK : _SKB_MARK + 4] = mark.to_bytes(4, "little")
     skb[_SKB_IFINDEX : _SKB_IFINDEX + 4] = ifindex.to_bytes(4, "little")
     ctx = ctypes.create_string_buffer(bytes(skb), _SKB_SIZE)
     data = ctypes.create_string_buffer(frame, len(frame))

@@ -9,25 +9,33 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from vfr import _abi
-from vfr._abi import Deliver, Holder, Limit, Space, Verdict
+from vfr._abi import Deliver, Holder, Kind, Limit, Rule, Space, Verdict
 from vfr.errors import KernelError
 from vfr.kernel import attach, bpf, loader
+from vfr.settings import LAN_FRAGMENTS, Limits, Timers
 
 if TYPE_CHECKING:
     from vfr.policy import CompiledPolicy
 
-Hook = Literal["vif", "uplink"]
-PROGRAMS: dict[Hook, str] = {"vif": "vif_ingress", "uplink": "uplink_ingress"}
+Hook = Literal["vif", "uplink", "sorter"]
+PROGRAMS: dict[Hook, str] = {"vif": "vif_ingress", "uplink": "uplink_ingress", "sorter": "sorter_ingress"}
+SWEEP = "sweep_row"
 ROW_NAMES = {int(Limit.ROW_LAN): "lan", int(Limit.ROW_UNKNOWN): "unknown"}
 _PROTOCOL_SPACE = {"tcp": Space.SPACE_TCP, "udp": Space.SPACE_UDP}
 _DIGEST_SIZE = 64
+# What is remembered of a domain's closing conversations, beside those that hold an outside port.
+_CLOSING_NEAR, _CLOSING_INBOUND = 256, 256
+_RULES = {"allow": Rule.RULE_ALLOW, "reject": Rule.RULE_REJECT}
+_TABLES = ("sessions", "inbound", "mappings", "fragments")
+_LIMIT_FIELDS = {"fragments": "pieces"}
 _Row = TypeVar("_Row", bound=ctypes.Structure)
 
 
@@ -43,6 +51,8 @@ class Config:
     uplink_mtu: int
     nat_low: int
     nat_high: int
+    sorter_ifindex: int = 0
+    timers: Timers = field(default_factory=Timers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +67,7 @@ class DomainRow:
     deliver: Deliver
     port_low: int
     port_count: int
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +78,6 @@ class Forward:
     outside_port: int
     slot: int
     inside_port: int
-
-
-@dataclass(frozen=True, slots=True)
-class Quota:
-    """How many rows each of a slot's inner maps has room for."""
-
-    sessions: int
-    inbound: int
-    mappings: int
 
 
 def _u32(number: int) -> bytes:
@@ -90,7 +92,7 @@ def _parse(row: type[_Row], raw: bytes) -> _Row:
     return row.from_buffer_copy(raw)
 
 
-def _config_row(config: Config, policy: int) -> bytes:
+def _config_row(config: Config, policy: int, clock_ahead_ns: int) -> bytes:
     lan = config.lan
     return bytes(
         _abi.Config(
@@ -102,9 +104,12 @@ def _config_row(config: Config, policy: int) -> bytes:
             lan_mask=int(lan.netmask) if lan else 0,
             uplink_ifindex=config.uplink_ifindex,
             uplink_mtu=config.uplink_mtu,
+            sorter_ifindex=config.sorter_ifindex,
             policy=policy,
             nat_low=config.nat_low,
             nat_high=config.nat_high,
+            clock_ahead_ns=clock_ahead_ns,
+            timers=_abi.Timers(**{f"{name}_s": value for name, value in asdict(config.timers).items()}),
         )
     )
 
@@ -120,6 +125,8 @@ def _config(row: _abi.Config) -> Config:
         uplink_mtu=row.uplink_mtu,
         nat_low=row.nat_low,
         nat_high=row.nat_high,
+        sorter_ifindex=row.sorter_ifindex,
+        timers=Timers(**{f.name: getattr(row.timers, f"{f.name}_s") for f in fields(Timers)}),
     )
 
 
@@ -135,6 +142,7 @@ def _domain_row(row: DomainRow) -> bytes:
             port_count=row.port_count,
             mac=(ctypes.c_uint8 * 6)(*mac),
             deliver=row.deliver,
+            **{_LIMIT_FIELDS.get(name, name): value for name, value in asdict(row.limits).items()},
         )
     )
 
@@ -149,7 +157,14 @@ def _domain(row: _abi.Domain) -> DomainRow:
         deliver=Deliver(row.deliver),
         port_low=row.port_low,
         port_count=row.port_count,
+        limits=Limits(**{f.name: getattr(row, _LIMIT_FIELDS.get(f.name, f.name)) for f in fields(Limits)}),
     )
+
+
+def _table_sizes(limits: Limits, port_count: int) -> dict[str, int]:
+    """How many rows each of a slot's inner maps has room for."""
+    sizes = (limits.sessions, limits.inbound, 3 * port_count, limits.fragments)
+    return dict(zip(_TABLES, sizes, strict=True))
 
 
 def _possible_cpus() -> int:
@@ -162,7 +177,10 @@ def _counts(raw: bytes) -> dict[str, tuple[int, int]]:
     """Sums a counters row over its CPUs."""
     size = ctypes.sizeof(_abi.Counters)
     rows = [_parse(_abi.Counters, raw[at : at + size]) for at in range(0, len(raw), size)]
-    found = {"received": (sum(r.received.packets for r in rows), sum(r.received.bytes for r in rows))}
+    found = {
+        name: (sum(getattr(r, name).packets for r in rows), sum(getattr(r, name).bytes for r in rows))
+        for name in ("received", "errors")
+    }
     for verdict in Verdict:
         if verdict is not Verdict.CONTINUE and verdict is not Verdict.VERDICTS:
             counts = [r.by_verdict[verdict] for r in rows]
@@ -176,11 +194,13 @@ class Fastpath:
     def __init__(self, pins: Path) -> None:
         self._links = pins / "links"
         self._fds: dict[Hook, int] = {}
+        self._sweep = -1
         self._maps: dict[str, bpf.Map] = {}
         base = pins / "fastpath"
         try:
             for hook, program in PROGRAMS.items():
                 self._fds[hook] = bpf.get_pinned(base / program)
+            self._sweep = bpf.get_pinned(base / SWEEP)
             for name, spec in _abi.MAPS.items():
                 size = spec.value_size * (_possible_cpus() if name == "counters" else 1)
                 fd = bpf.get_pinned(base / name)
@@ -207,14 +227,16 @@ class Fastpath:
         finally:
             os.close(digest)
         fresh.rename(pins / "fastpath")
-        return cls(pins)
+        made = cls(pins)
+        made.new_lan_tables()
+        return made
 
     @classmethod
     def open(cls, pins: Path) -> Fastpath | None:
         """The fastpath under `pins`, None if there is none or it is not whole."""
         if not (pins / "fastpath").is_dir() or not (pins / "links").is_dir():
             return None
-        wanted = {*PROGRAMS.values(), *_abi.MAPS, "digest"}
+        wanted = {*PROGRAMS.values(), SWEEP, *_abi.MAPS, "digest"}
         if not wanted <= {p.name for p in (pins / "fastpath").iterdir()}:
             return None
         return cls(pins)
@@ -228,11 +250,12 @@ class Fastpath:
 
     def close(self) -> None:
         """Closes the descriptors; what is pinned stays in force."""
-        for fd in self._fds.values():
-            os.close(fd)
+        for fd in (*self._fds.values(), self._sweep):
+            if fd >= 0:
+                os.close(fd)
         for one in self._maps.values():
             one.close()
-        self._fds, self._maps = {}, {}
+        self._fds, self._maps, self._sweep = {}, {}, -1
 
     # What everyone goes by
 
@@ -241,12 +264,21 @@ class Fastpath:
         row = _parse(_abi.Config, self._maps["config"].get(_u32(0)) or b"")
         return _config(row) if row.gateway else None
 
-    def _policy_number(self) -> int:
-        return int(_parse(_abi.Config, self._maps["config"].get(_u32(0)) or b"").policy)
-
     def set_config(self, config: Config) -> None:
         """Puts a configuration in force; the policy stays."""
-        self._maps["config"].set(_u32(0), _config_row(config, self._policy_number()))
+        row = _parse(_abi.Config, self._maps["config"].get(_u32(0)) or b"")
+        self._maps["config"].set(_u32(0), _config_row(config, row.policy, row.clock_ahead_ns))
+
+    def advance_clock(self, seconds: float) -> None:
+        """For tests: from now on, so much more time has passed for the fastpath."""
+        row = _parse(_abi.Config, self._maps["config"].get(_u32(0)) or b"")
+        row.clock_ahead_ns += int(seconds * 10**9)
+        self._maps["config"].set(_u32(0), bytes(row))
+
+    def now_ns(self) -> int:
+        """What time it is for the fastpath."""
+        row = _parse(_abi.Config, self._maps["config"].get(_u32(0)) or b"")
+        return time.clock_gettime_ns(time.CLOCK_MONOTONIC) + int(row.clock_ahead_ns)
 
     # Who is where
 
@@ -290,20 +322,50 @@ class Fastpath:
     # State per slot
 
     def tables(self) -> frozenset[int]:
-        """The slots that have all three inner maps."""
-        return frozenset.intersection(
-            *(frozenset(slot for slot, _ in self._maps[name].dump()) for name in ("sessions", "inbound", "mappings"))
-        )
+        """The slots that have all their inner maps."""
+        held = [frozenset(slot for slot, _ in self._maps[name].dump()) for name in _TABLES]
+        queues = {place for place, _ in self._maps["closing"].dump()}
+        whole = frozenset.intersection(*held) - {int(Limit.ROW_LAN)}
+        return frozenset(s for s in whole if all(s * Kind.KINDS + kind in queues for kind in range(Kind.KINDS)))
 
-    def new_tables(self, slot: int, quota: Quota) -> None:
+    def new_tables(self, slot: int, limits: Limits, port_count: int) -> None:
         """Fresh, empty inner maps: the slot's conversations and mappings are gone."""
-        self._maps["runtime"].set(_u32(slot), bytes(ctypes.sizeof(_abi.Runtime)))
-        for name, entries in (
-            ("sessions", quota.sessions),
-            ("inbound", quota.inbound),
-            ("mappings", quota.mappings),
+        self.new_runtime(slot)
+        for name, entries in _table_sizes(limits, port_count).items():
+            self._put_inner(name, slot, entries).close()
+        for kind, entries in (
+            (Kind.KIND_LAN, port_count),
+            (Kind.KIND_NEAR, _CLOSING_NEAR),
+            (Kind.KIND_INBOUND, _CLOSING_INBOUND),
         ):
-            self._put_inner(name, slot, entries)
+            self._put_inner("closing", slot * Kind.KINDS + kind, entries).close()
+
+    def new_lan_tables(self) -> None:
+        """What is remembered of fragments from the LAN begins anew."""
+        self.new_runtime(Limit.ROW_LAN)
+        self._put_inner("fragments", Limit.ROW_LAN, LAN_FRAGMENTS).close()
+
+    def new_runtime(self, row: int) -> None:
+        """What the fastpath noted down for a slot, or for Limit.ROW_LAN, begins anew."""
+        self._maps["runtime"].set(_u32(row), bytes(ctypes.sizeof(_abi.Runtime)))
+
+    def resize_tables(self, slot: int, limits: Limits, port_count: int) -> None:
+        """Inner maps of other sizes, with what was in the old ones as far as there is room."""
+        for name, entries in _table_sizes(limits, port_count).items():
+            old = self.inner(name, slot)
+            rows = list(old.items()) if old else []
+            if old:
+                old.close()
+            fresh = self._put_inner(name, slot, entries)
+            try:
+                for key, value in rows[:entries]:
+                    fresh.set(key, value)
+            finally:
+                fresh.close()
+
+    def sweep(self, slot: int) -> None:
+        """Clears the slot's tables of what has expired; the fastpath looks at each entry's time itself."""
+        bpf.test_run(self._sweep, bytes(64), 1, slot)
 
     def _put_inner(self, name: str, index: int, entries: int) -> bpf.Map:
         """A fresh inner map on a place of an outer one; the caller closes it."""
@@ -313,17 +375,20 @@ class Fastpath:
         made = bpf.Map(fd, name, inner.key_size, inner.value_size, entries)
         try:
             self._maps[name].set(_u32(index), _u32(fd))
-        finally:
+        except KernelError:
             made.close()
+            raise
         return made
 
     def drop_tables(self, slot: int) -> None:
         """Gives the slot's inner maps back."""
-        for name in ("sessions", "inbound", "mappings"):
+        for name in _TABLES:
             self._maps[name].delete(_u32(slot))
+        for kind in range(Kind.KINDS):
+            self._maps["closing"].delete(_u32(slot * Kind.KINDS + kind))
 
     def inner(self, name: str, slot: int) -> bpf.Map | None:
-        """A slot's own inner map ("sessions", "inbound", "mappings"), to be closed by the caller."""
+        """A slot's own inner map ("sessions", "inbound", "mappings", "fragments"), to be closed by the caller."""
         number = self._maps[name].get(_u32(slot))
         spec = _abi.MAPS[name].inner
         assert spec is not None
@@ -394,9 +459,9 @@ class Fastpath:
     def _write_sets(self, policy: CompiledPolicy, base: int) -> set[bytes]:
         """Enters the policy's port sets under numbers that the old one does not use."""
         fresh = set()
-        for set_id, protocol, port, bits in policy.lpm:
+        for set_id, protocol, port, bits, action in policy.lpm:
             key = bytes(_abi.PortsKey(48 + bits, set_id + base, 0, protocol, port))
-            self._maps["port_sets"].set(key, _u32(1))
+            self._maps["port_sets"].set(key, _u32(_RULES[action]))
             fresh.add(key)
         return fresh
 

@@ -7,8 +7,10 @@ next command's plan completes.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +18,9 @@ from typing import TYPE_CHECKING
 from vfr._abi import Deliver
 from vfr.errors import KernelError
 from vfr.instance import Instance
-from vfr.kernel import guard, links, mounts
-from vfr.kernel.fastpath import Config, DomainRow, Fastpath, Forward, Quota
-from vfr.plan import DOM0_DEVICE, GATEWAY_MAC, Actual, Change, Port, Vif
+from vfr.kernel import guard, links, mounts, sorter
+from vfr.kernel.fastpath import Config, DomainRow, Fastpath, Forward, Hook
+from vfr.plan import DOM0_DEVICE, DOM0_ID, GATEWAY_MAC, SORTER, Actual, Change, Port, Vif
 
 if TYPE_CHECKING:
     from vfr.policy import CompiledPolicy
@@ -33,8 +35,6 @@ HARDENING = {
     ("ipv6", "disable_ipv6"): 1,
 }
 _PARENTS = (Path("/run/vfr/netns"), Path("/run/vfr"))
-QUOTA = Quota(sessions=2048, inbound=1024, mappings=0)
-DOM0_QUOTA = Quota(sessions=8192, inbound=16, mappings=16)
 
 
 def _owner(link: links.Link) -> int | None:
@@ -100,13 +100,15 @@ class Host:
             guard=in_force,
             routes=frozenset(routes),
             localnet=bool(dom0 and links.get_conf(DOM0_DEVICE, "route_localnet")),
+            sorter=self._sorter(),
         )
 
     def _port(self, link: links.Link, uplink: str | None) -> Port:
         owner = _owner(link)
         attached = None
         if self.is_loaded and (owner is not None or link.name == uplink):
-            attached = self.fastpath.attached(link.index, "uplink" if link.name == uplink else "vif")
+            hook: Hook = "uplink" if link.name == uplink else "sorter" if link.name == SORTER else "vif"
+            attached = self.fastpath.attached(link.index, hook)
         hardened = (
             owner is not None
             and link.noarp
@@ -128,7 +130,9 @@ class Host:
         mounts.mount(self.instance.bpffs)
 
     def load(self) -> None:
-        self._fastpath = Fastpath.load(self.pins)
+        """VFR_OFFLOAD=probe asks for the way that kernels before 6.2 need (fastpath/offload.h)."""
+        settings = {"kernel_context": 0} if os.environ.get("VFR_OFFLOAD") == "probe" else None
+        self._fastpath = Fastpath.load(self.pins, settings)
 
     def write_guard(self, wanted: guard.Guard) -> None:
         guard.install(wanted, self.note)
@@ -139,7 +143,7 @@ class Host:
         fp.set_config(config)
         if outside_before is not None and outside_before != config.outside:
             for slot, row in fp.domains().items():
-                fp.new_tables(slot, self._quota(slot, row.port_count))
+                fp.new_tables(slot, row.limits, row.port_count)
                 fp.clear_block(row.port_low, row.port_count)
 
     def clear_vif(self, index: int) -> None:
@@ -187,9 +191,47 @@ class Host:
         fastpath drops whatever else a guest would send there."""
         links.set_conf(DOM0_DEVICE, "route_localnet", int(on))
 
-    @staticmethod
-    def _quota(slot: int, port_count: int) -> Quota:
-        return Quota(QUOTA.sessions, QUOTA.inbound, 3 * port_count) if slot else DOM0_QUOTA
+    # The sorter
+
+    @property
+    def sorter_note(self) -> Path:
+        return self.instance.runtime / "sorter.mtu"
+
+    def _sorter(self) -> tuple[int, int] | None:
+        """What its note says, which is written last."""
+        if not self.sorter_note.exists():
+            return None
+        index, _, mtu = self.sorter_note.read_text().partition(" ")
+        return int(index), int(mtu)
+
+    def make_sorter(self, mtu: int, fragments_s: int) -> None:
+        """A fresh one, whatever is left of another: filter first, link up second, then it is spoken to."""
+        self._forget_sorter()
+        sorter.make_namespace(self.instance.sorter, fragments_s)
+        self._step(f"{SORTER}: make it")
+        index = sorter.connect(SORTER, GATEWAY_MAC, self.instance.sorter)
+        self._step(f"{SORTER}: nothing for the host's stack")
+        links.set_link(index, ifalias=f"{ALIAS}{DOM0_ID}")
+        self._harden_link(SORTER, index)
+        self._step(f"{SORTER}: attach")
+        self.fastpath.attach(index, "sorter", SORTER)
+        links.set_link(index, state="up")
+        self.set_sorter_mtu(mtu)
+        config = self.fastpath.config()
+        assert config is not None
+        self._step(f"{SORTER}: use it")
+        self.fastpath.set_config(replace(config, sorter_ifindex=index))
+
+    def set_sorter_mtu(self, mtu: int) -> None:
+        sorter.set_mtu(self.instance.sorter, mtu)
+        self.sorter_note.write_text(f"{links.links()[SORTER].index} {mtu}")
+
+    def _forget_sorter(self) -> None:
+        self.sorter_note.unlink(missing_ok=True)
+        links.delete_link(SORTER)
+        if self.is_loaded and SORTER in self.fastpath.links():
+            self.fastpath.detach(None, SORTER)
+        sorter.release_namespace(self.instance.sorter)
 
     # One VIF, filter first, link up second
 
@@ -246,13 +288,17 @@ class Host:
         self._step(f"{vif.interface}: nothing for the host's stack")
         if _owner(link) != vif.id:
             links.set_link(link.index, ifalias=f"{ALIAS}{vif.id}{self._memory(vif, link)}")
-        links.set_noarp(link.index, True)
-        for (family, name), value in HARDENING.items():
-            links.set_conf(vif.interface, name, value, family)
+        self._harden_link(vif.interface, link.index)
         if vif.kind == "tap":
             links.set_link(link.index, address=GATEWAY_MAC)
         if vif.kind != "device" and link.mtu != mtu:
             links.set_link(link.index, mtu=mtu)
+
+    @staticmethod
+    def _harden_link(name: str, index: int) -> None:
+        links.set_noarp(index, True)
+        for (family, conf), value in HARDENING.items():
+            links.set_conf(name, conf, value, family)
 
     @staticmethod
     def _memory(vif: Vif, link: links.Link) -> str:
@@ -269,15 +315,28 @@ class Host:
         if row is None or row.generation != vif.id or vif.slot not in fp.tables():
             self._step(f"{vif.interface}: fresh tables")
             fp.clear_domain(vif.slot)
-            fp.new_tables(vif.slot, self._quota(vif.slot, vif.port_count))
+            fp.new_tables(vif.slot, vif.limits, vif.port_count)
             fp.clear_block(vif.port_low, vif.port_count)
             fp.reset_counters(vif.slot)
+        elif row.limits != vif.limits:
+            self._step(f"{vif.interface}: tables of another size")
+            fp.resize_tables(vif.slot, vif.limits, vif.port_count)
         self._step(f"{vif.interface}: enter the domain")
         device = links.links()[vif.device]
         deliver = {"dom0": Deliver.DELIVER_DOM0, "netns": Deliver.DELIVER_PEER}.get(vif.kind, Deliver.DELIVER_DEVICE)
         fp.set_domain(
             vif.slot,
-            DomainRow(vif.id, vif.address, vif.mac, device.index, device.mtu, deliver, vif.port_low, vif.port_count),
+            DomainRow(
+                vif.id,
+                vif.address,
+                vif.mac,
+                device.index,
+                device.mtu,
+                deliver,
+                vif.port_low,
+                vif.port_count,
+                vif.limits,
+            ),
         )
         fp.set_address(vif.address, vif.slot)
         fp.set_vif(link.index, vif.slot)
@@ -323,6 +382,8 @@ class Host:
             if _owner(link) is not None and name != DOM0_DEVICE:
                 self._step(f"remove {name}")
                 self.take_down(name)
+        self._step("release the sorter")
+        self._forget_sorter()
         if self.is_loaded:
             for name in self.fastpath.links():
                 self._step(f"unpin {name}")

@@ -17,7 +17,7 @@ from vfr.errors import KernelError
 from vfr.instance import NETNS
 
 IFF_UP, IFF_NOARP = 0x1, 0x80
-_SCOPE_LINK = 253
+_SCOPE_LINK, _ONLINK = 253, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +96,15 @@ def routes_of(index: int) -> dict[IPv4Network, IPv4Address | None]:
         return found
 
 
-def make_veth(name: str, peer: str, netns: str | None, mac: str, peer_mac: str, mtu: int) -> int:
-    """A veth pair, both ends down, the peer in a named namespace (None: here). Its index here."""
+def make_veth(
+    name: str, peer: str, netns: str | None, mac: str, peer_mac: str, mtu: int, path: Path | None = None
+) -> int:
+    """A veth pair, both ends down, the peer in a namespace by name or by path (None: here). Its index here."""
     there: dict[str, object] = {"ifname": peer, "address": peer_mac, "mtu": mtu}
     if netns:
         there["net_ns_fd"] = str(NETNS / netns)
+    elif path:
+        there["net_ns_fd"] = str(path)
     with _netlink(f"making the interface {name} and its other end {peer}") as ipr:
         ipr.link("add", ifname=name, kind="veth", address=mac, mtu=mtu, peer=there)
         return int(ipr.link_lookup(ifname=name)[0])
@@ -169,6 +173,17 @@ def configure_guest(netns: str, name: str, address: IPv4Address, gateway: IPv4Ad
         ipr.link("set", index=index, state="up")
         ipr.route("replace", dst=f"{gateway}/32", oif=index, scope=_SCOPE_LINK)
         ipr.route("replace", dst="0.0.0.0/0", gateway=str(gateway), oif=index)
+
+
+def configure_return(netns: str, name: str, gateway: str, mtu: int) -> None:
+    """Inside a namespace given by its path: up, and everything that comes goes back, at this MTU."""
+    with _netlink(f"configuring {name} of the sorter", netns) as ipr:
+        ipr.link("set", index=1, state="up")  # lo: without it the kernel has no table to judge a gateway by
+        index = ipr.link_lookup(ifname=name)[0]
+        ipr.link("set", index=index, flags=IFF_NOARP, change=IFF_NOARP)
+        ipr.link("set", index=index, state="up")
+        metrics = {"attrs": [["RTAX_MTU", mtu], ["RTAX_LOCK", 1 << 2]]}  # of the MTU itself
+        ipr.route("replace", dst="0.0.0.0/0", gateway=gateway, oif=index, flags=_ONLINK, metrics=metrics)
 
 
 def set_conf(interface: str, name: str, value: int, family: str = "ipv4") -> None:

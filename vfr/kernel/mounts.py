@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from vfr.errors import KernelError
@@ -52,8 +53,8 @@ def _umount(path: Path) -> None:
     path.rmdir()  # from here, since a private namespace may still have the mount, and it would be busy
 
 
-def _at_home(what: str, path: Path) -> None:
-    """Runs _mount or _umount in a child in the machine's mount namespace."""
+def at_home(operation: str, work: Callable[[], object]) -> None:
+    """Does some work in a child in the machine's mount namespace. KernelError if it ends in an OSError."""
     home_process()  # found by our own ancestors, not by the child's
     child = os.fork()
     if not child:
@@ -61,7 +62,7 @@ def _at_home(what: str, path: Path) -> None:
         try:
             if _is_elsewhere():
                 _enter_home()
-            (_mount if what == "mounting" else _umount)(path)
+            work()
             code = 0
         except OSError as error:
             code = error.errno or 1
@@ -69,14 +70,14 @@ def _at_home(what: str, path: Path) -> None:
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code:
-        raise KernelError(f"{what} the bpffs {path}", abs(code))
+        raise KernelError(operation, abs(code))
 
 
 def mount(path: Path) -> None:
     """Mounts a bpffs there, making the directory."""
-    _at_home("mounting", path)
+    at_home(f"mounting the bpffs {path}", lambda: _mount(path))
 
 
 def unmount(path: Path) -> None:
     """Takes the bpffs and its directory away, and with them every pin."""
-    _at_home("unmounting", path)
+    at_home(f"unmounting the bpffs {path}", lambda: _umount(path))

@@ -18,8 +18,8 @@ from vfr.policy.language import ALL_PORTS, ANY, DOM0, LAN, PROTOCOLS, Ports, Rul
 NODE_ANY, NODE_LAN = int(Limit.NODE_ANY), int(Limit.NODE_LAN)
 NOTHING, EVERYTHING = int(Limit.SET_NOTHING), int(Limit.SET_EVERYTHING)
 Pair = tuple[int, int]
-PortSet = tuple[tuple[int, Ports], ...]
-_ALL: PortSet = tuple((number, ALL_PORTS) for number in sorted(PROTOCOLS.values()))
+PortSet = tuple[tuple[int, Ports, str], ...]
+_ALL: PortSet = tuple((number, ALL_PORTS, "allow") for number in sorted(PROTOCOLS.values()))
 
 
 def _union(ranges: Iterable[tuple[int, int]]) -> Ports:
@@ -59,24 +59,25 @@ def _prefixes(low: int, high: int) -> Iterable[tuple[int, int]]:
 
 
 def _meaning(rules: Iterable[Rule]) -> PortSet:
-    """The merged meaning of rules about one pair: what is allowed and not denied."""
+    """The merged meaning of rules about one pair: what is allowed, and what is rejected. The rest is denied."""
     said: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for rule in rules:
         for protocol, ports in rule.protocols():
             said.setdefault((rule.action, protocol), []).extend(ports)
-    left = {
-        protocol: _minus(_union(said.get(("allow", protocol), ())), _union(said.get(("deny", protocol), ())))
-        for protocol in PROTOCOLS.values()
-    }
-    return tuple((protocol, left[protocol]) for protocol in sorted(left) if left[protocol])
+    found = []
+    for protocol in sorted(PROTOCOLS.values()):
+        allowed, rejected, denied = (_union(said.get((a, protocol), ())) for a in ("allow", "reject", "deny"))
+        found.append((protocol, _minus(allowed, _union((*rejected, *denied))), "allow"))
+        found.append((protocol, _minus(rejected, denied), "reject"))
+    return tuple(row for row in found if row[1])
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledPolicy:
-    """The tables: `pairs` (opener, target) -> set number, `lpm` (set, protocol, port, prefix bits)."""
+    """The tables: `pairs` (opener, target) -> set number, `lpm` (set, protocol, port, prefix bits, action)."""
 
     pairs: Mapping[Pair, int]
-    lpm: tuple[tuple[int, int, int, int], ...]
+    lpm: tuple[tuple[int, int, int, int, str], ...]
     sets: Mapping[int, PortSet] = field(default_factory=dict)
 
     @property
@@ -91,17 +92,22 @@ class CompiledPolicy:
                 return self.pairs[pair]
         return NOTHING
 
-    def allows(self, opener: int, target: int, protocol: int, port: int) -> bool:
-        """The fastpath's answer; `port` is the target's own, 0 for ICMP."""
+    def decide(self, opener: int, target: int, protocol: int, port: int) -> str:
+        """The fastpath's answer: allow, deny or reject; `port` is the target's own, 0 for ICMP."""
         number = self.set_of(opener, target)
         if number in (NOTHING, EVERYTHING):
-            return number == EVERYTHING
-        return any(
-            s == number and p == protocol and port >> (16 - bits) == at >> (16 - bits) for s, p, at, bits in self.lpm
-        )
+            return "allow" if number == EVERYTHING else "deny"
+        for s, p, at, bits, action in self.lpm:
+            if s == number and p == protocol and port >> (16 - bits) == at >> (16 - bits):
+                return action
+        return "deny"
+
+    def allows(self, opener: int, target: int, protocol: int, port: int) -> bool:
+        """Whether the conversation may begin."""
+        return self.decide(opener, target, protocol, port) == "allow"
 
     def may_talk(self, one: int, other: int) -> bool:
-        """Whether either may open anything to the other."""
+        """Whether either may open anything to the other, or is told why not."""
         return self.set_of(one, other) != NOTHING or self.set_of(other, one) != NOTHING
 
 
@@ -143,10 +149,10 @@ def compile_rules(rules: RuleSet, slots: Mapping[str, int]) -> CompiledPolicy:
             rows[pair] = number
     sets = {number: ports for ports, number in numbers.items() if number in set(rows.values())}
     lpm = [
-        (number, protocol, port, bits)
+        (number, protocol, port, bits, action)
         for number, ports in sorted(sets.items())
         if number > EVERYTHING
-        for protocol, ranges in ports
+        for protocol, ranges, action in ports
         for low, high in ranges
         for port, bits in _prefixes(low, high)
     ]

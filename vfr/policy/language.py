@@ -2,7 +2,7 @@
 
     allow web -> db tcp 5432,6000-6010
 
-Default deny; the order of rules does not matter; deny beats allow. rules/README.md is the reference.
+Default deny; the order of rules does not matter; deny beats reject beats allow. rules/README.md is the reference.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vfr.errors import VfrError
 if TYPE_CHECKING:
     from lark import Lark, Token, Tree
 
-ACTIONS = ("allow", "deny")
+ACTIONS = ("allow", "deny", "reject")
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17}
 ANY, LAN, DOM0 = "any", "lan", "dom0"
 ALL_PORTS = ((0, 65535),)
@@ -92,10 +92,10 @@ class RuleSet:
     def __str__(self) -> str:
         return "".join(f"{rule}\n" for rule in self.rules)
 
-    def allows(self, opener: str, target: str, protocol: int, port: int) -> bool:
-        """The meaning, by definition: somebody allows it and nobody denies it."""
+    def decide(self, opener: str, target: str, protocol: int, port: int) -> str:
+        """The meaning, by definition: deny beats reject beats allow, and silence denies."""
         said = {r.action for r in self.rules if r.covers(opener, target, protocol, port)}
-        return said == {"allow"}
+        return next((action for action in ("deny", "reject", "allow") if action in said), "deny")
 
 
 @cache
@@ -119,7 +119,7 @@ def _rule(tree: Tree[Token]) -> Rule:
 
 
 _SAID = {
-    "ACTION": "allow or deny",
+    "ACTION": "allow, deny or reject",
     "NODE": "a domain's name, any, lan or dom0",
     "_ARROW": "->",
     "PROTOCOL": "tcp, udp or icmp",

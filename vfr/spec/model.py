@@ -1,10 +1,11 @@
 """What the fastpath should do, as one pure function: step(router, state, now, sender, frame).
 
-Readings taken of the RFCs: mapping is endpoint-independent (RFC 4787 REQ-1), filtering is address and
-port dependent (REQ-8); an outside port equal to the inside one is kept when it may be, else any free
-port of the domain's block is as good as another (`choose` says which). Inbound packets refresh too.
-A session's or mapping's life is what is left since its last packet, in whole seconds as the fastpath
-keeps them; a dead one is as good as none.
+Readings taken of the RFCs. Mapping is endpoint-independent (RFC 4787 REQ-1), filtering is address and
+port dependent (REQ-8). An outside port equal to the inside one is kept when it may be, else any free port
+of the domain's block is as good as another (`choose` says which); a TCP mapping all of whose sessions
+are closing gives its port up when no other is free, the oldest first. Inbound packets refresh too. A
+session's or mapping's life is what is left since its last packet, in whole seconds as the fastpath
+keeps them; a dead one is as good as none. A RST shortens a session's life, and traffic restores it.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol
 
+from vfr._abi import Kind as K
 from vfr._abi import TcpEvent as E
 from vfr._abi import TcpState as S
 from vfr._abi import Verdict as V
+from vfr.settings import LAN_FRAGMENTS, Limits, Timers
 from vfr.spec.packet import (
+    ACK,
+    DONT,
     ECHO,
     ECHO_REPLY,
     ETHER_ARP,
@@ -27,59 +32,57 @@ from vfr.spec.packet import (
     GATEWAY_MAC,
     ICMP,
     ICMP_ERRORS,
+    L3,
+    L4,
+    MORE,
+    OFFSET,
+    PROTOCOLS,
+    QUOTED,
     RST,
     SYN,
     TCP,
+    TIME_EXCEEDED,
     UDP,
+    UNREACHABLE,
     VLANS,
     Packet,
-    hop,
+    icmp_error,
+    long,
     ones_sum,
+    parse_ip,
+    requote,
     rewrite,
+    with_id,
+    with_ttl,
+    word,
 )
+from vfr.spec.tcp import CLOSING, HALF_OPEN, step_tcp
 
 SECOND = 10**9
-LAN = 0xFFFE
-IDLE = {UDP: 300 * SECOND, ICMP: 60 * SECOND}
-DNS_IDLE = 30 * SECOND
-TCP_IDLE = {S.TCP_OPENING: 240 * SECOND, S.TCP_CLOSED: 240 * SECOND}
-TCP_ESTABLISHED = 7440 * SECOND
+LAN, SORTER = 0xFFFE, 0x10000
+ICMP_ERROR_MAX = 1536
+SORTED_PIECES_MAX = 128
+LAN_ERRORS_PER_S = 100
 LINK_LOCAL = IPv4Network("169.254.0.0/16")
 MULTICAST = IPv4Network("224.0.0.0/4")
 MARTIANS = tuple(IPv4Network(n) for n in ("0.0.0.0/8", "127.0.0.0/8", "240.0.0.0/4"))
-
-# state -> event -> state; what is not named stays as it is.
-TCP_NEXT: Mapping[S, Mapping[E, S]] = {
-    S.TCP_OPENING: {
-        E.TCP_OPENER_RST: S.TCP_CLOSED,
-        E.TCP_PEER_SYN: S.TCP_ESTABLISHED,
-        E.TCP_PEER_RST: S.TCP_CLOSED,
-    },
-    S.TCP_ESTABLISHED: {
-        E.TCP_OPENER_FIN: S.TCP_FIN_OPENER,
-        E.TCP_OPENER_RST: S.TCP_CLOSED,
-        E.TCP_PEER_FIN: S.TCP_FIN_PEER,
-        E.TCP_PEER_RST: S.TCP_CLOSED,
-    },
-    S.TCP_FIN_OPENER: {
-        E.TCP_OPENER_RST: S.TCP_CLOSED,
-        E.TCP_PEER_FIN: S.TCP_CLOSED,
-        E.TCP_PEER_RST: S.TCP_CLOSED,
-    },
-    S.TCP_FIN_PEER: {
-        E.TCP_OPENER_FIN: S.TCP_CLOSED,
-        E.TCP_OPENER_RST: S.TCP_CLOSED,
-        E.TCP_PEER_RST: S.TCP_CLOSED,
-    },
-    S.TCP_NONE: {E.TCP_OPENER_SYN: S.TCP_OPENING},
-    S.TCP_CLOSED: {},
+# What a router owes the sender of a packet that it does not forward: type, code, whether the LAN is told.
+OWED = {
+    V.DROP_TTL: (TIME_EXCEEDED, 0, True),
+    V.DROP_TOO_BIG: (UNREACHABLE, 4, True),
+    V.DROP_REJECTED: (UNREACHABLE, 13, True),
+    V.DROP_NO_UPLINK: (UNREACHABLE, 0, False),
+    V.DROP_SESSIONS_FULL: (UNREACHABLE, 1, False),
+    V.DROP_HALF_OPEN_FULL: (UNREACHABLE, 1, False),
+    V.DROP_TOO_FAST: (UNREACHABLE, 1, False),
+    V.DROP_PORTS_FULL: (UNREACHABLE, 1, False),
 }
 
 
 class Policy(Protocol):
     """What the model asks of the rules; nodes are slots, or LAN."""
 
-    def allows(self, opener: int, target: int, protocol: int, port: int) -> bool: ...
+    def decide(self, opener: int, target: int, protocol: int, port: int) -> str: ...
 
     def may_talk(self, one: int, other: int) -> bool: ...
 
@@ -107,7 +110,9 @@ class Router:
     uplink_mtu: int = 1500
     nat_ports: range = range(16384, 32768)
     forwards: Mapping[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
-    quota: int = 2048
+    limits: Limits = field(default_factory=Limits)
+    timers: Timers = field(default_factory=Timers)
+    sorter: bool = True
 
     def slot_of(self, address: int) -> int | None:
         return next((slot for slot, d in self.domains.items() if d.address == address), None)
@@ -121,23 +126,53 @@ class Session:
     peer: int
     outside: int
     state: S
+    peer_isn: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PortMapping:
+    """An inside port's outside port. `open` counts its TCP sessions that are not closing."""
+
+    expires: int
+    outside: int
+    open: int
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What became of a datagram's first fragment: `way` is "sort", "go" or "host"."""
+
+    expires: int
+    way: str
+    to: int = LAN
+    first_end: int = 0
+    new_id: int = 0
+    seen: int = 1
 
 
 Key = tuple[int, bool, int, int, int, int]  # owner slot, opened by the LAN, remote, its port, inside port, protocol
 MappingKey = tuple[int, int, int]  # slot, protocol, inside port
+FragmentKey = tuple[int, int, int, int, int]  # sender's slot or LAN, src, dst, id, protocol
+QueueKey = tuple[int, K]
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """All that packets have made: sessions, and mappings as (expires, outside port)."""
+    """All that packets have made. `outside` is (protocol, port) -> mapping that claimed it; `closing` are
+    sessions with their outside ports, oldest first; `whole` is when each rate's allowance is whole again."""
 
     sessions: Mapping[Key, Session] = field(default_factory=dict)
-    mappings: Mapping[MappingKey, tuple[int, int]] = field(default_factory=dict)
+    mappings: Mapping[MappingKey, PortMapping] = field(default_factory=dict)
+    outside: Mapping[tuple[int, int], MappingKey] = field(default_factory=dict)
+    closing: Mapping[QueueKey, tuple[tuple[Key, int], ...]] = field(default_factory=dict)
+    fragments: Mapping[FragmentKey, Note] = field(default_factory=dict)
+    whole: Mapping[tuple[int, str], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What became of a frame: `target` is the receiver's slot or LAN, None if nobody's."""
+    """What became of a frame: `target` is the receiver's slot or LAN, None if nobody's. A drop with a
+    frame is an ICMP error that goes back."""
 
     state: State
     verdict: V
@@ -152,7 +187,7 @@ class _End(Exception):
         self.verdict = verdict
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Flow:
     """Which conversation a packet belongs to. `session` is None if it begins one."""
 
@@ -167,353 +202,689 @@ class _Flow:
     outside: int = 0
 
 
-def _ip(address: int) -> IPv4Address:
-    return IPv4Address(address)
-
-
 def _within(address: int, *nets: IPv4Network) -> bool:
-    return any(_ip(address) in net for net in nets)
+    return any(IPv4Address(address) in net for net in nets)
+
+
+def _end_if(*checks: tuple[object, V]) -> None:
+    """Ends with the verdict of the first check that is true."""
+    for wrong, verdict in checks:
+        if wrong:
+            raise _End(verdict)
+
+
+def _options_verdict(options: bytes) -> V:
+    at = 0
+    while at < len(options) and options[at]:
+        if options[at] in (131, 137):
+            return V.DROP_SOURCE_ROUTE
+        has_length = options[at] != 1 and at + 1 < len(options)
+        at += options[at + 1] if has_length and options[at + 1] > 1 else 1
+    return V.DROP_IP_OPTIONS
 
 
 def _check_ip_header(frame: bytes) -> None:
-    if len(frame) < 34:
-        raise _End(V.DROP_TRUNCATED)
-    length, total = (frame[14] & 15) * 4, int.from_bytes(frame[16:18], "big")
-    if frame[14] >> 4 != 4 or length < 20 or total < length or 14 + total > len(frame):
-        raise _End(V.DROP_IP_HEADER)
+    _end_if((len(frame) < 34, V.DROP_TRUNCATED))
+    length, total = (frame[14] & 15) * 4, word(frame, 16)
+    _end_if(
+        (frame[14] >> 4 != 4 or length < 20, V.DROP_IP_HEADER),
+        (total < length or L3 + total > len(frame), V.DROP_IP_HEADER),
+    )
     if length > 20:
-        raise _End(V.DROP_IP_OPTIONS)
-    if ones_sum(frame[14:34]) != 0xFFFF:
-        raise _End(V.DROP_IP_HEADER)
+        raise _End(_options_verdict(frame[34 : 14 + length]))
+    _end_if((ones_sum(frame[14:34]) != 0xFFFF, V.DROP_IP_HEADER))
 
 
-def _l4(frame: bytes) -> Packet:
-    """The packet, its L4 header checked against its length."""
-    src, dst = int.from_bytes(frame[26:30], "big"), int.from_bytes(frame[30:34], "big")
-    protocol, room = frame[23], int.from_bytes(frame[16:18], "big") - 20
-    need = {TCP: 20, UDP: 8, ICMP: 8}.get(protocol)
+def _l4(frame: bytes, p: Packet) -> Packet:
+    """The packet with its L4 header's fields, checked against its length."""
+    room, need = p.length - 20, {TCP: 20, UDP: 8, ICMP: 8}.get(p.protocol)
     if need is None:
         raise _End(V.DROP_PROTOCOL)
-    if room < need or len(frame) < 34 + need:
-        raise _End(V.DROP_L4_HEADER)
-    first, second, third = (int.from_bytes(frame[at : at + 2], "big") for at in (34, 36, 38))
-    if protocol == TCP:
-        if not 20 <= (frame[46] >> 4) * 4 <= room:
-            raise _End(V.DROP_L4_HEADER)
-        return Packet(src, dst, TCP, first, second, frame[47])
-    if protocol == UDP:
-        if not 8 <= third <= room:
-            raise _End(V.DROP_L4_HEADER)
-        return Packet(src, dst, UDP, first, second)
-    if frame[34] in ICMP_ERRORS:
-        raise _End(V.DROP_ICMP_ERROR)
-    if frame[34] not in (ECHO, ECHO_REPLY) or frame[35]:
-        raise _End(V.DROP_ICMP_TYPE)
-    is_echo = frame[34] == ECHO
-    return Packet(src, dst, ICMP, third if is_echo else 0, 0 if is_echo else third, 0, frame[34])
+    _end_if((room < need or len(frame) < L4 + need, V.DROP_L4_HEADER))
+    if p.protocol == TCP:
+        _end_if((not 20 <= (frame[46] >> 4) * 4 <= room, V.DROP_L4_HEADER))
+        return replace(
+            p, sport=word(frame, 34), dport=word(frame, 36), flags=frame[47], seq=long(frame, 38), ack=long(frame, 42)
+        )
+    if p.protocol == UDP:
+        said = word(frame, 38)
+        _end_if((said < 8 or (said > room and not p.first), V.DROP_L4_HEADER))
+        return replace(p, sport=word(frame, 34), dport=word(frame, 36))
+    kind, number = frame[34], word(frame, 38)
+    if kind in ICMP_ERRORS:
+        return replace(p, icmp_type=kind, error=True)
+    _end_if((kind not in (ECHO, ECHO_REPLY) or frame[35], V.DROP_ICMP_TYPE))
+    return replace(p, sport=number if kind == ECHO else 0, dport=0 if kind == ECHO else number, icmp_type=kind)
+
+
+def _guard_l4(frame: bytes, p: Packet) -> Packet:
+    """Whatever is ours to forward: a fragment that can be one, and an L4 header that is whole."""
+    if p.fragment & (MORE | OFFSET):
+        length = p.length - 20
+        _end_if(
+            (not length or (p.fragment & MORE and length % 8), V.DROP_FRAGMENT),
+            (p.offset + length > 65515, V.DROP_FRAGMENT),
+            (p.later and p.offset < 20 and p.protocol == TCP, V.DROP_FRAGMENT),
+        )
+    if p.later:
+        _end_if((p.protocol not in PROTOCOLS, V.DROP_PROTOCOL))
+        return p
+    p = _l4(frame, p)
+    _end_if((p.error and p.first, V.DROP_FRAGMENT))
+    return p
 
 
 def _guard_ip(own: Domain, frame: bytes) -> Packet:
     _check_ip_header(frame)
-    src, dst = int.from_bytes(frame[26:30], "big"), int.from_bytes(frame[30:34], "big")
-    for wrong, verdict in (
-        (src != own.address, V.DROP_SRC_IP),
-        (_within(dst, MULTICAST) or dst == 0xFFFFFFFF, V.DROP_MULTICAST),
-        (_within(dst, *MARTIANS) or dst == src, V.DROP_MARTIAN),
+    p = parse_ip(frame)
+    _end_if(
+        (p.src != own.address, V.DROP_SRC_IP),
+        (_within(p.dst, MULTICAST) or p.dst == 0xFFFFFFFF, V.DROP_MULTICAST),
+        (_within(p.dst, *MARTIANS) or p.dst == p.src, V.DROP_MARTIAN),
         (frame[0] & 1, V.DROP_GROUP_MAC),
         (frame[:6] != GATEWAY_MAC, V.DROP_DST_MAC),
-        (int.from_bytes(frame[20:22], "big") & 0x3FFF, V.DROP_FRAGMENT),
-        (frame[22] <= 1, V.DROP_TTL),
-    ):
-        if wrong:
-            raise _End(verdict)
-    return _l4(frame)
+    )
+    return _guard_l4(frame, p)
+
+
+def _guard_arp(own: Domain, frame: bytes) -> None:
+    _end_if((len(frame) < 42, V.DROP_TRUNCATED))
+    is_ours = frame[14:20] == bytes.fromhex("000108000604") and frame[20:22] in (b"\0\1", b"\0\2")
+    sender = long(frame, 28)
+    _end_if(
+        (not is_ours, V.DROP_ARP_HEADER),
+        (frame[22:28] != own.mac or sender not in (0, own.address), V.DROP_ARP_SENDER),
+        (not frame[0] & 1 and frame[:6] != GATEWAY_MAC, V.DROP_DST_MAC),
+    )
 
 
 def _guard(own: Domain, frame: bytes) -> Packet | None:
     """The packet, or None for ARP that is in order."""
-    if len(frame) < 14:
-        raise _End(V.DROP_TRUNCATED)
-    ethertype = int.from_bytes(frame[12:14], "big")
-    if ethertype in VLANS:
-        raise _End(V.DROP_VLAN)
-    if frame[6:12] != own.mac:
-        raise _End(V.DROP_SRC_MAC)
+    _end_if((len(frame) < 14, V.DROP_TRUNCATED))
+    ethertype = word(frame, 12)
+    _end_if((ethertype in VLANS, V.DROP_VLAN), (frame[6:12] != own.mac, V.DROP_SRC_MAC))
     if ethertype == ETHER_IP:
+        _end_if((len(frame) < 34, V.DROP_TRUNCATED))
         return _guard_ip(own, frame)
-    if ethertype != ETHER_ARP:
-        raise _End(V.DROP_IPV6 if ethertype == ETHER_IPV6 else V.DROP_ETHERTYPE)
+    _end_if((ethertype == ETHER_IPV6, V.DROP_IPV6), (ethertype != ETHER_ARP, V.DROP_ETHERTYPE))
     _guard_arp(own, frame)
     return None
 
 
-def _guard_arp(own: Domain, frame: bytes) -> None:
-    if len(frame) < 42:
-        raise _End(V.DROP_TRUNCATED)
-    if frame[14:20] != bytes.fromhex("000108000604") or frame[20:22] not in (b"\0\1", b"\0\2"):
-        raise _End(V.DROP_ARP_HEADER)
-    sender = int.from_bytes(frame[28:32], "big")
-    if frame[22:28] != own.mac or sender not in (0, own.address):
-        raise _End(V.DROP_ARP_SENDER)
-    if not frame[0] & 1 and frame[:6] != GATEWAY_MAC:
-        raise _End(V.DROP_DST_MAC)
+def _quoted(frame: bytes, p: Packet) -> Packet | None:
+    """An ICMP error as an answer to what it quotes would be; None if that can't be a packet of ours."""
+    end = L3 + p.length
+    if len(frame) < QUOTED + 20 or frame[QUOTED] >> 4 != 4 or frame[QUOTED] & 15 < 5:
+        return None
+    at = QUOTED + (frame[QUOTED] & 15) * 4
+    if word(frame, QUOTED + 6) & OFFSET or at + 8 > end or len(frame) < at + 8 or long(frame, QUOTED + 12) != p.dst:
+        return None
+    protocol, kind, number = frame[QUOTED + 9], frame[at], word(frame, at + 4)
+    sport, dport = word(frame, at + 2), word(frame, at)
+    if protocol == ICMP and kind in (ECHO, ECHO_REPLY):
+        sport, dport = (0, number) if kind == ECHO else (number, 0)
+    elif protocol not in (TCP, UDP):
+        return None
+    answer = ECHO_REPLY if kind == ECHO else ECHO
+    return replace(
+        p, src=long(frame, QUOTED + 16), protocol=protocol, sport=sport, dport=dport, icmp_type=answer, quoted_l4=at
+    )
+
+
+def _check_quoted(frame: bytes, p: Packet) -> None:
+    _end_if((p.length - 20 > ICMP_ERROR_MAX, V.DROP_ICMP_ERROR))
+    whole, header = frame[L4 : L3 + p.length], frame[QUOTED : p.quoted_l4]
+    _end_if((ones_sum(whole) != 0xFFFF or ones_sum(header) != 0xFFFF, V.DROP_ICMP_CHECKSUM))
 
 
 def _answer(router: Router, slot: int, frame: bytes) -> bytes:
     """The ARP reply to a request that deserves one."""
-    own = router.domains[slot]
-    asked = int.from_bytes(frame[38:42], "big")
-    if frame[20:22] == b"\0\2":
-        raise _End(V.DROP_ARP_REPLY)
-    if not any(frame[28:32]):
-        raise _End(V.DROP_ARP_PROBE)
-    if asked == own.address:
-        raise _End(V.DROP_ARP_OWN)
+    asked = long(frame, 38)
     peer = router.slot_of(asked)
-    if asked != router.gateway and (peer is None or not router.policy.may_talk(slot, peer)):
-        raise _End(V.DROP_ARP_UNANSWERED)
+    known = asked == router.gateway or (peer is not None and router.policy.may_talk(slot, peer))
+    _end_if(
+        (frame[20:22] == b"\0\2", V.DROP_ARP_REPLY),
+        (not any(frame[28:32]), V.DROP_ARP_PROBE),
+        (asked == router.domains[slot].address, V.DROP_ARP_OWN),
+        (not known, V.DROP_ARP_UNANSWERED),
+    )
     sender = frame[22:32]
     return sender[:6] + GATEWAY_MAC + frame[12:20] + b"\0\2" + GATEWAY_MAC + frame[38:42] + sender + frame[42:]
 
 
-def _live(state: State, now: int, key: Key) -> Session | None:
-    session = state.sessions.get(key)
-    return session if session and session.expires > now else None
-
-
-def _route(router: Router, slot: int, dst: int) -> int:
-    """The slot that has the address, or LAN."""
-    peer = router.slot_of(dst)
-    if peer is not None:
-        return peer
-    if _within(dst, router.pool, LINK_LOCAL) or slot == 0:
-        raise _End(V.DROP_NO_DOMAIN)
-    if router.outside is None or router.lan is None:
-        raise _End(V.DROP_NO_UPLINK)
-    if dst == router.outside:
-        raise _End(V.DROP_HAIRPIN)
-    if _ip(dst) in router.lan and _ip(dst) in (router.lan.broadcast_address, router.lan.network_address):
-        raise _End(V.DROP_MULTICAST)
-    return LAN
-
-
-def _from_vif(router: Router, state: State, now: int, slot: int, p: Packet) -> _Flow:
-    own_key: Key = (slot, False, p.dst, p.dport, p.sport, p.protocol)
-    own = _live(state, now, own_key) if p.icmp_type != ECHO_REPLY else None
-    if own and not (own.state == S.TCP_CLOSED and p.opening):
-        if own.peer == LAN and router.outside is None:
-            raise _End(V.DROP_NO_UPLINK)
-        if own.peer != LAN and own.peer not in router.domains:
-            raise _End(V.DROP_NO_DOMAIN)
-        return _Flow(own_key, own, False, slot, own.peer, p.dport, own.peer, p.sport, own.outside)
-    to = _route(router, slot, p.dst)
-    if to != LAN and p.icmp_type != ECHO:
-        key: Key = (to, False, p.src, p.sport, p.dport, p.protocol)
-        theirs = _live(state, now, key)
-        if theirs and theirs.peer == slot:
-            return _Flow(key, theirs, True, to, slot, p.sport, to)
-    elif to == LAN:
-        key = (slot, True, p.dst, p.dport, p.sport, p.protocol)
-        theirs = _live(state, now, key)
-        if theirs:
-            return _Flow(key, theirs, True, LAN, slot, p.sport, LAN, p.sport, theirs.outside)
-    if not p.opening:
-        raise _End(V.DROP_NO_SESSION)
-    return _Flow(own_key, None, False, slot, to, p.dport, to, p.sport)
-
-
-def _holder(state: State, p: Packet) -> MappingKey | None:
-    """The mapping that has an outside port, or had it last."""
-    return next((k for k, (_, port) in state.mappings.items() if k[1] == p.protocol and port == p.dport), None)
-
-
-def _from_lan(router: Router, state: State, now: int, frame: bytes) -> tuple[Packet, _Flow]:
-    _check_ip_header(frame)
-    p = _l4(frame)
-    forward = router.forwards.get((p.protocol, p.dport)) if p.protocol != ICMP else None
-    mapping = _holder(state, p)
-    src_wrong = _within(p.src, *MARTIANS, MULTICAST, LINK_LOCAL) or p.src == p.dst
-    for wrong, verdict in (
-        (src_wrong, V.DROP_MARTIAN),
-        (int.from_bytes(frame[20:22], "big") & 0x3FFF, V.DROP_FRAGMENT),
-        (frame[22] <= 1, V.DROP_TTL),
-    ):
-        if wrong:
-            raise _End(verdict)
-    if forward:
-        slot, inside = forward
-        key: Key = (slot, True, p.src, p.sport, inside, p.protocol)
-        session = _live(state, now, key)
-        if session and session.state == S.TCP_CLOSED and p.opening:
-            session = None
-        if not session and not p.opening:
-            raise _End(V.DROP_NO_SESSION)
-        return p, _Flow(key, session, False, LAN, slot, inside, slot, inside, p.dport)
-    assert mapping is not None
-    slot, _, inside = mapping
-    key = (slot, False, p.src, p.sport, inside, p.protocol)
-    session = _live(state, now, key)
-    if not session or session.peer != LAN or session.outside != p.dport:
-        raise _End(V.NOT_OURS if p.protocol == ICMP else V.DROP_UNSOLICITED)
-    return p, _Flow(key, session, True, slot, LAN, p.sport, slot, inside, p.dport)
-
-
-def _event(p: Packet, reply: bool) -> E:
-    side = E.TCP_PEER_SYN if reply else E.TCP_OPENER_SYN
-    kind = 2 if p.flags & RST else 0 if p.flags & SYN else 1 if p.flags & FIN else 3
-    return E(side + kind)
-
-
-def idle_time(protocol: int, service: int, state: S) -> int:
+def idle_time(timers: Timers, protocol: int, service: int, state: S) -> int:
     """How long, in ns, a conversation may be silent."""
-    if protocol == TCP:
-        return TCP_IDLE.get(state, TCP_ESTABLISHED)
-    return DNS_IDLE if protocol == UDP and service == 53 else IDLE[protocol]
+    if protocol == UDP:
+        return (timers.dns if service == 53 else timers.udp) * SECOND
+    if protocol == ICMP:
+        return timers.icmp * SECOND
+    if state in HALF_OPEN:
+        return timers.tcp_opening * SECOND
+    return (timers.tcp_closing if state in CLOSING else timers.tcp_established) * SECOND
 
 
-def free_ports(router: Router, state: State, now: int, slot: int, protocol: int) -> list[int]:
-    """The outside ports a new mapping of the domain's may take."""
-    held = {
-        port for (s, p, _), (expires, port) in state.mappings.items() if (s, p) == (slot, protocol) and expires > now
-    }
-    return [port for port in router.domains[slot].ports if port not in held]
+class _Run:
+    """One frame's way. Holds the state as it changes; `State` itself is never touched."""
 
+    def __init__(self, router: Router, state: State, now: int, identification: int, choose: Callable[[list[int]], int]):
+        self.router, self.now, self.identification, self.choose = router, now, identification, choose
+        self.sessions, self.mappings = dict(state.sessions), dict(state.mappings)
+        self.outside, self.closing = dict(state.outside), dict(state.closing)
+        self.fragments, self.whole = dict(state.fragments), dict(state.whole)
+        self.sender, self.sorted, self.hairpin, self.marked = LAN, False, False, False
+        self.packet: Packet | None = None
+        self.flow: _Flow | None = None
 
-def _map(
-    router: Router,
-    state: State,
-    now: int,
-    flow: _Flow,
-    p: Packet,
-    expires: int,
-    choose: Callable[[list[int]], int],
-) -> tuple[State, int]:
-    """The outside port for the packet's inside port, and the state that remembers it."""
-    key: MappingKey = (flow.opener, p.protocol, p.sport)
-    known = state.mappings.get(key)
-    if known and known[0] > now:
-        port, expires = known[1], max(known[0], expires)
-    else:
-        free = free_ports(router, state, now, flow.opener, p.protocol)
-        if not free:
-            raise _End(V.DROP_PORTS_FULL)
-        port = p.sport if p.sport in free else choose(free)
-    kept = {k: v for k, v in state.mappings.items() if k == key or k[1] != p.protocol or v[1] != port}
-    return replace(state, mappings={**kept, key: (expires, port)}), port
+    def state(self) -> State:
+        return State(self.sessions, self.mappings, self.outside, self.closing, self.fragments, self.whole)
 
+    # Quotas
 
-def _open(
-    router: Router, state: State, now: int, flow: _Flow, p: Packet, choose: Callable[[list[int]], int]
-) -> tuple[State, int]:
-    tcp = S.TCP_OPENING if p.protocol == TCP else S.TCP_NONE
-    expires, outside = now + idle_time(p.protocol, flow.service, tcp), flow.outside
-    if flow.to == LAN:
-        state, outside = _map(router, state, now, flow, p, expires, choose)
-    alive = [k for k, s in state.sessions.items() if k[:2] == flow.key[:2] and s.expires > now and k != flow.key]
-    if len(alive) >= router.quota:
-        raise _End(V.DROP_SESSIONS_FULL)
-    session = Session(expires, LAN if flow.opener == LAN else flow.to, outside, tcp)
-    return replace(state, sessions={**state.sessions, flow.key: session}), outside
-
-
-def _carry_on(state: State, now: int, flow: _Flow, p: Packet) -> State:
-    """A living session's next packet: its state, its time, and its mapping's."""
-    session = flow.session
-    assert session is not None
-    tcp = session.state
-    if p.protocol == TCP:
-        tcp = TCP_NEXT[tcp].get(_event(p, flow.reply), tcp)
-    expires = now + idle_time(p.protocol, flow.service, tcp)
-    if tcp == session.state and expires < session.expires + SECOND:
-        return state
-    state = replace(state, sessions={**state.sessions, flow.key: replace(session, state=tcp, expires=expires)})
-    mapping: MappingKey = (flow.key[0], p.protocol, flow.key[4])
-    known = state.mappings.get(mapping)
-    if known and flow.outside and not flow.key[1] and known[0] < expires:
-        state = replace(state, mappings={**state.mappings, mapping: (expires, known[1])})
-    return state
-
-
-def _translated(router: Router, flow: _Flow, from_lan: bool, outside: int, p: Packet, frame: bytes) -> bytes:
-    if flow.to == LAN:
-        assert router.outside is not None
-        return hop(rewrite(frame, p.protocol, True, router.outside, outside))
-    if from_lan:
-        frame = rewrite(frame, p.protocol, False, router.domains[flow.to].address, flow.inside)
-    return router.domains[flow.to].mac + GATEWAY_MAC + hop(frame)[12:]
-
-
-def _forward(
-    router: Router,
-    state: State,
-    now: int,
-    flow: _Flow,
-    p: Packet,
-    frame: bytes,
-    from_lan: bool,
-    choose: Callable[[list[int]], int],
-) -> Step:
-    if not router.policy.allows(flow.opener, flow.target, p.protocol, 0 if p.protocol == ICMP else flow.service):
-        gone = {k: s for k, s in state.sessions.items() if k != flow.key} if flow.session else state.sessions
-        return Step(replace(state, sessions=gone), V.DROP_POLICY)
-    mtu = router.uplink_mtu if flow.to == LAN else router.domains[flow.to].mtu
-    if int.from_bytes(frame[16:18], "big") > mtu:
-        raise _End(V.DROP_TOO_BIG)
-    outside = flow.outside
-    if flow.session:
-        state = _carry_on(state, now, flow, p)
-    else:
-        state, outside = _open(router, state, now, flow, p, choose)
-    verdict = V.TO_LAN if flow.to == LAN else V.TO_DOM0 if flow.to == 0 else V.TO_DOMAIN
-    return Step(state, verdict, _translated(router, flow, from_lan, outside, p, frame), flow.to)
-
-
-def _is_ours(router: Router, state: State, frame: bytes) -> bool:
-    """Whether a frame of the LAN's goes to a port that a mapping or a forward holds. Ends it if it may
-    not even be on the LAN, or asks for a port that is nobody's in our own range."""
-    if len(frame) < 34 or frame[12:14] != b"\x08\x00":
-        if len(frame) >= 42 and frame[12:14] == b"\x08\x06":
-            asked = (int.from_bytes(frame[28:32], "big"), int.from_bytes(frame[38:42], "big"))
-            if any(_within(a, router.pool) for a in asked):
-                raise _End(V.DROP_MARTIAN)
-        return False
-    src, dst = int.from_bytes(frame[26:30], "big"), int.from_bytes(frame[30:34], "big")
-    if _within(src, router.pool) or _within(dst, router.pool):
-        raise _End(V.DROP_MARTIAN)
-    at, protocol = 14 + (frame[14] & 15) * 4, frame[23]
-    later_fragment = int.from_bytes(frame[20:22], "big") & 0x1FFF
-    if dst != router.outside or later_fragment or protocol not in (TCP, UDP, ICMP) or len(frame) < at + 8:
-        return False
-    if protocol == ICMP and frame[at] in ICMP_ERRORS:
-        return _quotes_us(router, state, frame, at + 8)
-    if protocol == ICMP and frame[at] != ECHO_REPLY:
-        return False
-    port = int.from_bytes(frame[at + 4 : at + 6] if protocol == ICMP else frame[at + 2 : at + 4], "big")
-    if _held(router, state, protocol, port):
+    def within_rate(self, what: tuple[int, str], per_s: int) -> bool:
+        start = max(self.whole.get(what, 0), self.now)
+        if per_s and start - self.now > SECOND:
+            return False
+        if per_s:
+            self.whole[what] = start + SECOND // per_s
         return True
-    if protocol != ICMP and port in router.nat_ports:
-        raise _End(V.DROP_UNSOLICITED)
-    return False
 
+    def alive(self, slot: int, inbound: bool) -> dict[Key, Session]:
+        return {k: s for k, s in self.sessions.items() if k[:2] == (slot, inbound) and s.expires > self.now}
 
-def _held(router: Router, state: State, protocol: int, port: int) -> bool:
-    return (protocol, port) in router.forwards or any(
-        k[1] == protocol and v[1] == port for k, v in state.mappings.items()
-    )
+    def admit(self, slot: int, inbound: bool, protocol: int) -> None:
+        limits = self.router.limits
+        if not self.within_rate((slot, "entered" if inbound else "opened"), limits.new_per_s):
+            raise _End(V.DROP_TOO_FAST)
+        half_open = [s for s in self.alive(slot, inbound).values() if s.state in HALF_OPEN]
+        _end_if((protocol == TCP and len(half_open) >= limits.half_open, V.DROP_HALF_OPEN_FULL))
 
+    def forget_oldest(self, queue: QueueKey, wants_port: bool) -> int | bool:
+        """Forgets what has been closing longest: whether there was such a session, or the port it freed."""
+        entries = list(self.closing.get(queue, ()))
+        done: int | bool = False
+        while entries and not done:
+            key, outside = entries.pop(0)
+            session = self.sessions.get(key)
+            if session is None or session.state not in CLOSING or session.outside != outside:
+                continue
+            del self.sessions[key]
+            freed = self.take_away((key[0], key[5], key[4]), outside) if queue[1] == K.KIND_LAN else 0
+            done = freed if wants_port else True
+        self.closing[queue] = tuple(entries)
+        return done
 
-def _quotes_us(router: Router, state: State, frame: bytes, at: int) -> bool:
-    """An ICMP error is ours, and ends here for now, if it quotes a packet from one of our ports."""
-    quoted = frame[at:]
-    if len(quoted) < 20 or int.from_bytes(quoted[12:16], "big") != router.outside:
-        return False
-    port_at = (quoted[0] & 15) * 4 + (4 if quoted[9] == ICMP else 0)
-    if len(quoted) < port_at + 2:
-        return False
-    space = quoted[9] if quoted[9] in (TCP, UDP) else ICMP
-    if _held(router, state, space, int.from_bytes(quoted[port_at : port_at + 2], "big")):
-        raise _End(V.DROP_ICMP_ERROR)
-    return False
+    def take_away(self, key: MappingKey, port: int) -> int:
+        """Gives a mapping's port back unless a session uses it: the port, or 0."""
+        mapping = self.mappings.get(key)
+        if mapping is None or mapping.outside != port or mapping.open != 0:
+            return 0
+        del self.mappings[key]
+        self.outside.pop((key[1], port), None)
+        return port
+
+    # Fragments
+
+    def fragment_key(self, p: Packet) -> FragmentKey:
+        return (self.sender, p.src, p.dst, p.id, p.protocol)
+
+    def note_of(self, p: Packet) -> Note | None:
+        note = self.fragments.get(self.fragment_key(p))
+        return note if note and note.expires > self.now else None
+
+    def enter_note(self, p: Packet, note: Note) -> None:
+        key = self.fragment_key(p)
+        others = [k for k, n in self.fragments.items() if k[0] == self.sender and k != key and n.expires > self.now]
+        room = LAN_FRAGMENTS if self.sender == LAN else self.router.limits.fragments
+        _end_if((len(others) >= room, V.DROP_FRAGMENTS_FULL))
+        self.fragments[key] = replace(note, expires=self.now + self.router.timers.fragments * SECOND)
+
+    def sort(self, p: Packet, note: Note | None) -> None:
+        if note is None:
+            self.enter_note(p, Note(0, "sort"))
+        else:
+            self.fragments[self.fragment_key(p)] = replace(note, seen=note.seen + 1)
+            _end_if((note.seen >= SORTED_PIECES_MAX, V.DROP_FRAGMENTS_FULL))
+        raise _End(V.TO_SORTER if self.router.sorter else V.DROP_NO_SORTER)
+
+    def follow(self, p: Packet, note: Note) -> _Flow:
+        """A later fragment's way: where its first went."""
+        _end_if((p.offset < note.first_end, V.DROP_FRAGMENT))
+        self.identification = note.new_id
+        self.hairpin = note.to == LAN and p.dst == self.router.outside
+        _end_if((note.to == LAN and self.router.outside is None, V.DROP_NO_UPLINK))
+        return _Flow((0, False, 0, 0, 0, 0), None, False, 0, 0, 0, note.to)
+
+    def fragment_from_vif(self, p: Packet) -> _Flow | None:
+        if not p.fragment & (MORE | OFFSET):
+            return None
+        note = self.note_of(p)
+        if p.first:
+            if note and note.way == "sort" and not self.sorted:
+                self.sort(p, note)
+            return None
+        if note and note.way == "go":
+            return self.follow(p, note)
+        _end_if((self.sorted, V.DROP_FRAGMENT))
+        self.sort(p, note)
+        return None
+
+    # Sessions
+
+    def live(self, key: Key) -> Session | None:
+        session = self.sessions.get(key)
+        return session if session and session.expires > self.now else None
+
+    def orphan(self, p: Packet, verdict: V) -> _End:
+        return _End(V.DROP_ICMP_ERROR if p.error else verdict)
+
+    def holder(self, protocol: int, port: int) -> tuple[str, int, int] | None:
+        """Who holds an outside port: ("forward" or "mapping", slot, inside port)."""
+        if (protocol, port) in self.router.forwards:
+            return ("forward", *self.router.forwards[protocol, port])
+        key = self.outside.get((protocol, port))
+        return ("mapping", key[0], key[2]) if key else None
+
+    def aim_hairpin(self, p: Packet, flow: _Flow) -> None:
+        """To the LAN address from inside: the policy is asked about whoever holds the port."""
+        held = self.holder(p.protocol, p.dport)
+        if held is None:
+            raise _End(V.DROP_HAIRPIN)
+        self.hairpin, flow.target, flow.service = True, held[1], held[2]
+
+    def route(self, p: Packet) -> int:
+        """The slot that has the target address, or LAN."""
+        router = self.router
+        peer = router.slot_of(p.dst)
+        if peer is not None:
+            return peer
+        _end_if(
+            (_within(p.dst, router.pool, LINK_LOCAL) or self.sender == 0, V.DROP_NO_DOMAIN),
+            (router.outside is None or router.lan is None, V.DROP_NO_UPLINK),
+        )
+        self.hairpin = p.dst == router.outside
+        assert router.lan is not None
+        edges = (router.lan.broadcast_address, router.lan.network_address)
+        _end_if((IPv4Address(p.dst) in edges, V.DROP_MULTICAST))
+        return LAN
+
+    def flow_from_vif(self, p: Packet) -> _Flow:
+        slot = self.sender
+        key: Key = (slot, False, p.dst, p.dport, p.sport, p.protocol)
+        own = self.live(key) if p.icmp_type != ECHO_REPLY or p.protocol != ICMP else None
+        if own and not (own.state in CLOSING and p.opening):
+            flow = _Flow(key, own, False, slot, own.peer, p.dport, own.peer, p.sport, own.outside)
+            if own.peer == LAN and p.dst == self.router.outside:
+                self.aim_hairpin(p, flow)
+            _end_if(
+                (own.peer == LAN and self.router.outside is None, V.DROP_NO_UPLINK),
+                (own.peer != LAN and own.peer not in self.router.domains, V.DROP_NO_DOMAIN),
+            )
+            return flow
+        to = self.route(p)
+        if to != LAN and not (p.protocol == ICMP and p.icmp_type == ECHO):
+            theirs_key: Key = (to, False, p.src, p.sport, p.dport, p.protocol)
+            theirs = self.live(theirs_key)
+            if theirs and theirs.peer == slot:
+                return _Flow(theirs_key, theirs, True, to, slot, p.sport, to)
+        elif to == LAN:
+            entered_key: Key = (slot, True, p.dst, p.dport, p.sport, p.protocol)
+            entered = self.live(entered_key)
+            if entered:
+                return _Flow(entered_key, entered, True, LAN, slot, p.sport, LAN, p.sport, entered.outside)
+        if not p.opening:
+            raise self.orphan(p, V.DROP_NO_SESSION)
+        flow = _Flow(key, None, False, slot, to, p.dport, to, p.sport)
+        if self.hairpin:
+            self.aim_hairpin(p, flow)
+        return flow
+
+    def flow_from_lan(self, p: Packet, held: tuple[str, int, int]) -> _Flow:
+        kind, slot, inside = held
+        if kind == "forward":
+            key: Key = (slot, True, p.src, p.sport, inside, p.protocol)
+            session = self.live(key)
+            if session and (session.outside != p.dport or (session.state in CLOSING and p.opening)):
+                session = None
+            if session is None and not p.opening:
+                raise self.orphan(p, V.DROP_NO_SESSION)
+            return _Flow(key, session, False, LAN, slot, inside, slot, inside, p.dport)
+        key = (slot, False, p.src, p.sport, inside, p.protocol)
+        session = self.live(key)
+        if session is None or session.peer != LAN or session.outside != p.dport:
+            raise self.orphan(p, V.DROP_UNSOLICITED)
+        return _Flow(key, session, True, slot, LAN, p.sport, slot, inside, p.dport)
+
+    # The uplink: only what is ours
+
+    def uplink(self, frame: bytes) -> _Flow:
+        if len(frame) < 14:
+            raise _End(V.NOT_OURS)
+        ethertype = word(frame, 12)
+        pool = self.router.pool
+        if ethertype == ETHER_ARP:
+            seen = len(frame) >= 42 and (_within(long(frame, 28), pool) or _within(long(frame, 38), pool))
+            raise _End(V.DROP_MARTIAN if seen else V.NOT_OURS)
+        if ethertype != ETHER_IP or len(frame) < 34:
+            raise _End(V.NOT_OURS)
+        return self.uplink_packet(frame)
+
+    def uplink_packet(self, frame: bytes) -> _Flow:
+        p = self.packet = parse_ip(frame)
+        _end_if(
+            (_within(p.src, self.router.pool) or _within(p.dst, self.router.pool), V.DROP_MARTIAN),
+            (self.router.outside is None or p.dst != self.router.outside, V.NOT_OURS),
+            (p.protocol not in PROTOCOLS, V.NOT_OURS),
+        )
+        if not p.fragment & (MORE | OFFSET):
+            return self.uplink_port(frame, p)
+        _end_if((self.router.slot_of(p.src) is not None, V.DROP_MARTIAN))
+        note = self.note_of(p)
+        return self.uplink_first(frame, p, note) if p.first else self.uplink_later(frame, p, note)
+
+    def uplink_first(self, frame: bytes, p: Packet, note: Note | None) -> _Flow:
+        if note and note.way == "sort" and not self.sorted:
+            self.sort(p, note)
+        try:
+            return self.uplink_port(frame, p)
+        except _End as end:
+            if end.verdict == V.NOT_OURS:
+                self.packet = p
+                try:
+                    self.enter_note(p, Note(0, "host"))
+                except _End:
+                    raise end from None  # the host's own pass also when there is no room to note it
+            raise
+
+    def uplink_later(self, frame: bytes, p: Packet, note: Note | None) -> _Flow:
+        if note and note.way == "host":
+            raise _End(V.NOT_OURS)
+        if note and note.way == "go":
+            self.packet = self.guard_ours(frame, p)
+            return self.follow(p, note)
+        _end_if((self.sorted, V.DROP_FRAGMENT))
+        try:
+            self.sort(p, note)
+        except _End as end:
+            if end.verdict in (V.DROP_FRAGMENTS_FULL, V.DROP_NO_SORTER):
+                raise _End(V.NOT_OURS) from None
+            raise
+        raise AssertionError("sort always ends")
+
+    def guard_ours(self, frame: bytes, p: Packet) -> Packet:
+        _check_ip_header(frame)
+        self.check_lan_source(p.src)
+        _end_if((p.src == p.dst and not self.marked, V.DROP_MARTIAN))
+        return _guard_l4(frame, p)
+
+    def check_lan_source(self, src: int) -> None:
+        wrong = _within(src, *MARTIANS, MULTICAST, LINK_LOCAL) or self.router.slot_of(src) is not None
+        _end_if((wrong, V.DROP_MARTIAN))
+
+    def uplink_port(self, frame: bytes, p: Packet) -> _Flow:
+        at = L3 + (frame[14] & 15) * 4
+        if len(frame) < at + 8:
+            raise _End(V.NOT_OURS)
+        dport = word(frame, at + 2)
+        if p.protocol == ICMP:
+            if frame[at] in ICMP_ERRORS and frame[14] & 15 == 5:
+                return self.uplink_error(frame, p)
+            _end_if((frame[at] != ECHO_REPLY, V.NOT_OURS))
+            dport = word(frame, at + 4)
+        held = self.holder(p.protocol, dport)
+        if held is None:
+            ours = p.protocol != ICMP and dport in self.router.nat_ports
+            raise _End(V.DROP_UNSOLICITED if ours else V.NOT_OURS)
+        p = self.packet = self.guard_ours(frame, p)
+        try:
+            return self.flow_from_lan(p, held)
+        except _End as end:
+            # The host pings too, and its identifiers are its own choice.
+            raise _End(V.NOT_OURS) if end.verdict == V.DROP_UNSOLICITED and p.protocol == ICMP else end from None
+
+    def uplink_error(self, frame: bytes, outer: Packet) -> _Flow:
+        p = None if outer.fragment & (MORE | OFFSET) else _quoted(frame, outer)
+        held = self.holder(p.protocol, p.dport) if p else None
+        if p is None or held is None:
+            raise _End(V.NOT_OURS)
+        p = self.packet = replace(p, error=True)
+        _check_ip_header(frame)
+        self.check_lan_source(outer.src)
+        _check_quoted(frame, p)
+        return self.flow_from_lan(p, held)
+
+    # From here on, where it came from makes no difference
+
+    def forward(self, frame: bytes, flow: _Flow) -> Step:
+        p, router = self.packet, self.router
+        assert p is not None
+        self.flow = flow
+        if not p.later:
+            self.ask_policy(flow, p)
+        mtu = router.uplink_mtu if flow.to == LAN else router.domains[flow.to].mtu
+        _end_if((p.ttl <= 1, V.DROP_TTL))
+        if p.length > mtu:
+            _end_if((p.fragment & DONT or self.sorted, V.DROP_TOO_BIG), (not router.sorter, V.DROP_NO_SORTER))
+            raise _End(V.TO_SORTER)
+        return self.deliver(self.translate(frame, p, flow), flow)
+
+    def ask_policy(self, flow: _Flow, p: Packet) -> None:
+        port = 0 if p.protocol == ICMP else flow.service
+        decided = self.router.policy.decide(flow.opener, flow.target, p.protocol, port)
+        if decided == "allow":
+            return
+        if flow.session:
+            self.sessions[flow.key] = replace(flow.session, expires=0)
+        raise _End(V.DROP_REJECTED if decided == "reject" else V.DROP_POLICY)
+
+    def translate(self, frame: bytes, p: Packet, flow: _Flow) -> bytes:
+        renamed = flow.to == LAN and (p.fragment & (MORE | OFFSET) or not p.fragment & DONT)
+        new_id = self.identification if renamed else p.id
+        self.keep_state(p, flow, new_id)
+        if flow.to == LAN:
+            assert self.router.outside is not None
+            if p.error:
+                frame = requote(frame, p, True, self.router.outside, flow.outside)
+            return with_id(rewrite(frame, p, True, self.router.outside, flow.outside), new_id)
+        if self.sender != LAN:
+            return frame
+        address = self.router.domains[flow.to].address
+        if p.error:
+            frame = requote(frame, p, False, address, flow.inside)
+        return rewrite(frame, p, False, address, flow.inside)
+
+    def deliver(self, frame: bytes, flow: _Flow) -> Step:
+        if flow.to == LAN and self.hairpin:
+            again = _Run(self.router, self.state(), self.now, self.identification, self.choose)
+            again.marked = True
+            return again.run(LAN, frame)
+        frame = with_ttl(frame, frame[22] - 1)
+        if flow.to == LAN:
+            return Step(self.state(), V.TO_LAN, frame, LAN)
+        frame = self.router.domains[flow.to].mac + GATEWAY_MAC + frame[12:]
+        return Step(self.state(), V.TO_DOMAIN if flow.to else V.TO_DOM0, frame, flow.to)
+
+    # State
+
+    def keep_state(self, p: Packet, flow: _Flow, new_id: int) -> None:
+        if p.later or p.error:
+            return
+        if flow.session:
+            self.refresh(p, flow, flow.session)
+        else:
+            self.begin(p, flow)
+        if p.first:
+            self.enter_note(p, Note(0, "go", flow.to, p.length - 20, new_id))
+
+    def event(self, p: Packet, flow: _Flow, session: Session) -> E:
+        side = E.TCP_PEER_SYN if flow.reply else E.TCP_OPENER_SYN
+        if p.flags & RST:
+            return E(side + 2)
+        if session.state == S.TCP_ANSWERED and not flow.reply:
+            right = p.flags & ACK and (p.ack - session.peer_isn - 1) % 2**32 < 1 << 20
+            return E.TCP_OPENER_OTHER if right else E.TCP_OPENER_SYN
+        return E(side + (0 if p.flags & SYN else 1 if p.flags & FIN else 3))
+
+    def refresh(self, p: Packet, flow: _Flow, session: Session) -> None:
+        """A living session goes on: its state, and how long it may now be silent."""
+        state, isn = session.state, session.peer_isn
+        if p.protocol == TCP:
+            event = self.event(p, flow, session)
+            if event == E.TCP_PEER_SYN and state in HALF_OPEN:
+                isn = p.seq
+            state = step_tcp(state, event)
+            self.count_change(flow, session.state, state)
+        expires = self.now + idle_time(self.router.timers, p.protocol, flow.service, state)
+        if state == session.state and expires < session.expires + SECOND:
+            self.sessions[flow.key] = replace(session, peer_isn=isn)
+            return
+        self.sessions[flow.key] = replace(session, expires=expires, state=state, peer_isn=isn)
+        key, mapping = self.mapping_of(flow)
+        if mapping and mapping.expires < expires:
+            self.mappings[key] = replace(self.mappings[key], expires=expires)
+
+    def mapping_of(self, flow: _Flow) -> tuple[MappingKey, PortMapping | None]:
+        key: MappingKey = (flow.key[0], flow.key[5], flow.key[4])
+        mapping = self.mappings.get(key) if self.kind(flow) == K.KIND_LAN else None
+        return key, mapping if mapping and mapping.outside == flow.outside else None
+
+    @staticmethod
+    def kind(flow: _Flow) -> K:
+        if flow.key[1]:
+            return K.KIND_INBOUND
+        return K.KIND_LAN if flow.outside else K.KIND_NEAR
+
+    def count_change(self, flow: _Flow, old: S, new: S) -> None:
+        if (old in CLOSING) == (new in CLOSING):
+            return
+        key, mapping = self.mapping_of(flow)
+        if mapping:
+            self.mappings[key] = replace(mapping, open=mapping.open + (-1 if new in CLOSING else 1))
+        if new in CLOSING:
+            queue = (flow.key[0], self.kind(flow))
+            room = len(self.router.domains[flow.key[0]].ports) if queue[1] == K.KIND_LAN else 256
+            self.closing[queue] = (*self.closing.get(queue, ()), (flow.key, flow.outside))[-room or None :]
+
+    def begin(self, p: Packet, flow: _Flow) -> None:
+        """A conversation begins: within its quotas, with a port if it goes to the LAN, all or nothing."""
+        slot, inbound = flow.key[:2]
+        self.admit(slot, inbound, p.protocol)
+        state = S.TCP_OPENING if p.protocol == TCP else S.TCP_NONE
+        expires = self.now + idle_time(self.router.timers, p.protocol, flow.service, S.TCP_OPENING)
+        known = set(self.mappings)
+        if flow.to == LAN:
+            flow.outside = self.map_port(flow, expires)
+        alive = [k for k in self.alive(slot, inbound) if k != flow.key]
+        room = self.router.limits.inbound if inbound else self.router.limits.sessions
+        if len(alive) >= room and not self.forget_oldest((slot, self.kind(flow)), False):
+            self.unmap_port(flow, known)
+            raise _End(V.DROP_SESSIONS_FULL)
+        peer = LAN if inbound else flow.to
+        self.sessions[flow.key] = Session(expires, peer, flow.outside, state)
+
+    def free_ports(self, slot: int, protocol: int) -> list[int]:
+        """The outside ports that a new mapping of the domain's may take."""
+        held = {
+            m.outside for (s, p, _), m in self.mappings.items() if (s, p) == (slot, protocol) and m.expires > self.now
+        }
+        return [port for port in self.router.domains[slot].ports if port not in held]
+
+    def map_port(self, flow: _Flow, expires: int) -> int:
+        """The outside port for the flow's inside port."""
+        slot, protocol, inside = key = (flow.key[0], flow.key[5], flow.key[4])
+        known, one = self.mappings.get(key), int(protocol == TCP)
+        if known and known.expires > self.now:
+            self.mappings[key] = PortMapping(max(known.expires, expires), known.outside, known.open + one)
+            return known.outside
+        free = self.free_ports(slot, protocol)
+        if not free and protocol == TCP and (freed := self.forget_oldest((slot, K.KIND_LAN), True)):
+            free = [int(freed)]
+        _end_if((not free, V.DROP_PORTS_FULL))
+        port = inside if inside in free else self.choose(free)
+        was = self.outside.get((protocol, port))
+        if was and self.mappings.get(was, PortMapping(0, 0, 0)).outside == port:
+            self.mappings.pop(was, None)
+        self.mappings[key] = PortMapping(expires, port, one)
+        self.outside[protocol, port] = key
+        return port
+
+    def unmap_port(self, flow: _Flow, known: set[MappingKey]) -> None:
+        """Takes back what map_port did."""
+        key, mapping = self.mapping_of(flow)
+        if mapping and key[1] == TCP:
+            self.mappings[key] = replace(mapping, open=mapping.open - 1)
+        if mapping and key not in known:
+            self.take_away(key, flow.outside)
+
+    # The whole way
+
+    def run(self, sender: int, frame: bytes) -> Step:
+        self.sender = sender
+        try:
+            if sender == SORTER:
+                return self.run_sorted(frame)
+            if sender == LAN:
+                return self.forward(frame, self.uplink(frame))
+            if sender not in self.router.domains:
+                raise _End(V.DROP_NOT_READY)
+            self.packet = _guard(self.router.domains[sender], frame)
+            if self.packet is None:
+                return Step(self.state(), V.ANSWERED, _answer(self.router, sender, frame), sender)
+            return self.from_domain(frame)
+        except _End as end:
+            return self.ended(end.verdict, frame)
+
+    def run_sorted(self, frame: bytes) -> Step:
+        self.sorted = True
+        _end_if((len(frame) < 14, V.DROP_TRUNCATED), (word(frame, 12) != ETHER_IP, V.DROP_ETHERTYPE))
+        _check_ip_header(frame)
+        p = self.packet = parse_ip(frame)
+        slot = self.router.slot_of(p.src)
+        self.sender = LAN if slot is None else slot
+        if slot is None:
+            return self.forward(frame, self.uplink_packet(frame))
+        self.packet = _guard_l4(frame, p)
+        return self.from_domain(frame)
+
+    def from_domain(self, frame: bytes) -> Step:
+        p = self.packet
+        assert p is not None
+        flow = self.fragment_from_vif(p)
+        if p.error:
+            quoted = _quoted(frame, p)
+            if quoted is None or quoted.src != p.src:
+                raise _End(V.DROP_ICMP_ERROR)
+            p = self.packet = quoted
+            _check_quoted(frame, p)
+        return self.forward(frame, flow or self.flow_from_vif(p))
+
+    def ended(self, verdict: V, frame: bytes) -> Step:
+        if verdict == V.NOT_OURS:
+            if self.marked:
+                return Step(self.state(), V.DROP_HAIRPIN)
+            return Step(self.state(), verdict, frame)
+        if verdict == V.TO_SORTER:
+            ttl = min(frame[22] + 1, 255)
+            return Step(self.state(), verdict, GATEWAY_MAC + with_ttl(frame, ttl)[6:])
+        return Step(self.state(), verdict, self.owed(verdict, frame))
+
+    def owed(self, verdict: V, frame: bytes) -> bytes | None:
+        """The ICMP error that the sender gets, None if it gets none."""
+        kind, code, lan_too = OWED.get(verdict, (0, 0, False))
+        p, router = self.packet, self.router
+        from_lan = self.sender == LAN
+        if not kind or p is None or p.error or p.later or (from_lan and (self.marked or not lan_too)):
+            return None
+        if not self.within_rate((self.sender, "errors"), LAN_ERRORS_PER_S if from_lan else router.limits.errors_per_s):
+            return None
+        mtu = 0
+        if verdict == V.DROP_TOO_BIG:
+            assert self.flow is not None
+            mtu = router.uplink_mtu if self.flow.to == LAN else router.domains[self.flow.to].mtu
+        if from_lan:
+            return icmp_error(frame, kind, code, mtu, router.outside or 0, p.src)
+        own = router.domains[self.sender]
+        answer = icmp_error(frame, kind, code, mtu, router.gateway, own.address)
+        return own.mac + GATEWAY_MAC + answer[12:]
 
 
 def _first(ports: list[int]) -> int:
@@ -527,23 +898,11 @@ def step(
     sender: int,
     frame: bytes,
     choose: Callable[[list[int]], int] = _first,
+    identification: int = 0,
 ) -> Step:
-    """One frame's fate. `sender` is the slot whose VIF it came in by, or LAN for the uplink; `now` in ns.
+    """One frame's fate. `sender` is the slot whose VIF it came in by, LAN for the uplink, or SORTER; `now` in ns.
 
-    `choose` picks an outside port from the free ones where any is as good as another.
+    `choose` picks an outside port from the free ones where any is as good as another; `identification` is
+    what a packet without DF goes to the LAN with.
     """
-    try:
-        if sender == LAN:
-            if not _is_ours(router, state, frame):
-                return Step(state, V.NOT_OURS, frame)
-            packet, flow = _from_lan(router, state, now, frame)
-            return _forward(router, state, now, flow, packet, frame, True, choose)
-        if sender not in router.domains:
-            return Step(state, V.DROP_NOT_READY)
-        guarded = _guard(router.domains[sender], frame)
-        if guarded is None:
-            return Step(state, V.ANSWERED, _answer(router, sender, frame), sender)
-        flow = _from_vif(router, state, now, sender, guarded)
-        return _forward(router, state, now, flow, guarded, frame, False, choose)
-    except _End as end:
-        return Step(state, end.verdict, frame if end.verdict == V.NOT_OURS else None)
+    return _Run(router, state, now, identification, choose).run(sender, frame)

@@ -1,0 +1,207 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * limit: nobody takes more than its share, and what is given back is found again.
+ *
+ * Every quota belongs to one domain, so one that is used up costs nobody else. Tables that are full
+ * are cleared of the dead once a second at the most; if that makes no room, the conversation that has
+ * been closing longest is forgotten, in the order of @closing. Nothing that lives is ever touched.
+ */
+#ifndef VFR_LIMIT_H
+#define VFR_LIMIT_H
+
+#include "session.h"
+
+#define E2BIG 7
+#define FORGET_TRIES 16
+#define MAPPING_TAKEN (-0x40000000) /* vfr_mapping.open of one that is being deleted */
+
+/* Whether one more event keeps to `per_s` a second, with as many at once as a second allows. The word
+ * says when the allowance will be whole again (GCRA). Who loses the race for it twice is let through. */
+static __always_inline bool within_rate(__u64 *whole_ns, __u64 now, __u32 per_s)
+{
+	__u64 old, from;
+
+	if (!per_s)
+		return true;
+#pragma unroll
+	for (int i = 0; i < 2; i++) {
+		old = *whole_ns;
+		from = old > now ? old : now;
+		if (from - now > SECOND_NS)
+			return false;
+		if (__sync_val_compare_and_swap(whole_ns, old, from + SECOND_NS / per_s) == old)
+			return true;
+	}
+	return true;
+}
+
+/* What one pass over a table counts, and the time by which it judges. */
+struct sweeping {
+	__u64 now;
+	__s32 half_open;
+};
+
+static long sweep_session(void *map, const void *key, struct vfr_session *s, struct sweeping *sweeping)
+{
+	if (s->expires_ns <= sweeping->now)
+		bpf_map_delete_elem(map, key);
+	else if (is_half_open(s->tcp_state))
+		sweeping->half_open++;
+	return 0;
+}
+
+static long sweep_mapping(void *map, const void *key, struct vfr_mapping *m, struct sweeping *sweeping)
+{
+	if (m->expires_ns <= sweeping->now)
+		bpf_map_delete_elem(map, key);
+	return 0;
+}
+
+static long sweep_fragment(void *map, const void *key, struct vfr_fragment *f, struct sweeping *sweeping)
+{
+	if (f->expires_ns <= sweeping->now)
+		bpf_map_delete_elem(map, key);
+	return 0;
+}
+
+/* Deletes what is dead in a row's tables, looking at each entry's own time, and counts the half-open
+ * anew: those that died of silence have left nobody to count them. */
+__noinline int sweep(__u32 row, __u64 now)
+{
+	void *own = bpf_map_lookup_elem(&sessions, &row);
+	void *from_lan = bpf_map_lookup_elem(&inbound, &row);
+	void *ports = bpf_map_lookup_elem(&mappings, &row);
+	void *pieces = bpf_map_lookup_elem(&fragments, &row);
+	struct vfr_runtime *r = runtime_of(row);
+	struct sweeping sweeping = { .now = now };
+
+	if (!r)
+		return 0;
+	if (own) {
+		bpf_for_each_map_elem(own, sweep_session, &sweeping, 0);
+		r->half_open = sweeping.half_open;
+	}
+	sweeping.half_open = 0;
+	if (from_lan) {
+		bpf_for_each_map_elem(from_lan, sweep_session, &sweeping, 0);
+		r->half_open_inbound = sweeping.half_open;
+	}
+	if (ports)
+		bpf_for_each_map_elem(ports, sweep_mapping, &sweeping, 0);
+	if (pieces)
+		bpf_for_each_map_elem(pieces, sweep_fragment, &sweeping, 0);
+	return 0;
+}
+
+/* Sweeps if nobody has within the last second: whoever finds a table full would, and often. */
+static __always_inline void sweep_sometimes(__u32 row, __u64 now)
+{
+	struct vfr_runtime *r = runtime_of(row);
+	__u64 swept;
+
+	if (!r)
+		return;
+	swept = r->swept_ns;
+	if (now - swept < SECOND_NS)
+		return;
+	if (__sync_val_compare_and_swap(&r->swept_ns, swept, now) == swept)
+		sweep(row, now);
+}
+
+static __always_inline void *closing_queue(__u32 slot, __u32 kind)
+{
+	__u32 place = slot * VFR_KINDS + kind;
+
+	return bpf_map_lookup_elem(&closing, &place);
+}
+
+/* Gives a mapping's outside port back, and deletes the mapping, unless a session uses it again. */
+static __always_inline bool take_away_mapping(__u32 slot, struct vfr_mapping_key *key, __be16 port)
+{
+	void *table = bpf_map_lookup_elem(&mappings, &slot);
+	struct vfr_mapping *m = table ? bpf_map_lookup_elem(table, key) : NULL;
+	__u64 *entry = (__u64 *)outside_port(space_of(key->protocol), port), held;
+
+	if (!m || !entry || m->outside_port != port)
+		return false;
+	held = *entry;
+	if (__sync_val_compare_and_swap(&m->open, 0, MAPPING_TAKEN) != 0)
+		return false;
+	bpf_map_delete_elem(table, key);
+	__sync_val_compare_and_swap(entry, held, 0);
+	return true;
+}
+
+struct forgetting {
+	__u32 slot, kind;
+	bool wants_port;
+	bool done;
+	__be16 port;                 /* the outside port that became free, if any */
+};
+
+static long forget_one(__u32 i, struct forgetting *f)
+{
+	void *queue = closing_queue(f->slot, f->kind), *table;
+	struct vfr_closing oldest = {};
+	struct vfr_mapping_key mapping;
+	struct vfr_session *s;
+
+	if (!queue || bpf_map_pop_elem(queue, &oldest))
+		return 1;
+	table = f->kind == VFR_KIND_INBOUND ? bpf_map_lookup_elem(&inbound, &f->slot)
+					    : bpf_map_lookup_elem(&sessions, &f->slot);
+	s = table ? bpf_map_lookup_elem(table, &oldest.key) : NULL;
+	/* It may have been forgotten, or begun anew, since it entered the queue. */
+	if (!s || !is_closing(s->tcp_state) || s->outside_port != oldest.outside_port)
+		return 0;
+	bpf_map_delete_elem(table, &oldest.key);
+	f->done = true;
+	mapping = (struct vfr_mapping_key){ .inside_port = oldest.key.inside_port, .protocol = oldest.key.protocol };
+	if (f->kind == VFR_KIND_LAN && take_away_mapping(f->slot, &mapping, oldest.outside_port))
+		f->port = oldest.outside_port;
+	return !f->wants_port || f->port;
+}
+
+/* Forgets the conversation of a kind that has been closing longest. True if there was one. */
+__noinline int forget_oldest(__u32 slot, __u32 kind)
+{
+	struct forgetting f = { .slot = slot, .kind = kind };
+
+	bpf_loop(FORGET_TRIES, forget_one, &f, 0);
+	return f.done;
+}
+
+/* The same until an outside port has become free by it: the port, or 0. */
+__noinline int free_oldest_port(__u32 slot)
+{
+	struct forgetting f = { .slot = slot, .kind = VFR_KIND_LAN, .wants_port = true };
+
+	bpf_loop(FORGET_TRIES, forget_one, &f, 0);
+	return f.port;
+}
+
+/* Whose quotas a conversation counts against: the domain that opened it, or that the LAN opened it to. */
+static __always_inline __u32 owner_of(const struct vfr_pkt *p)
+{
+	return p->inbound ? p->target : p->opener;
+}
+
+/* Whether one more conversation of a domain's, or of the LAN's with it, may begin. */
+__noinline enum vfr_verdict admit(__u32 slot, __u8 protocol, __u32 from_lan, __u64 now)
+{
+	struct vfr_domain *owner = domain_in(slot);
+	struct vfr_runtime *r = runtime_of(slot);
+	__s32 *half_open;
+
+	if (!r || !owner)
+		return VFR_DROP_NOT_READY;
+	if (!within_rate(from_lan ? &r->entered_until_ns : &r->opened_until_ns, now, owner->new_per_s))
+		return VFR_DROP_TOO_FAST;
+	half_open = from_lan ? &r->half_open_inbound : &r->half_open;
+	if (protocol != IPPROTO_TCP || *half_open < (__s32)owner->half_open)
+		return VFR_CONTINUE;
+	sweep_sometimes(slot, now);
+	return *half_open < (__s32)owner->half_open ? VFR_CONTINUE : VFR_DROP_HALF_OPEN_FULL;
+}
+
+#endif

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A conversation: the input is a row of steps, each a byte for its kind and some for what it needs. Frames
+ * are built from small alphabets of addresses and ports, so that they meet; what was delivered can be
+ * answered, quoted in an ICMP error, or sent again; time passes; rules change.
+ */
+#include <string.h>
+#include <linux/in.h>
+#include "frames.h"
+#include "oracle.h"
+#include "world.h"
+
+#define STEPS_MAX 60
+#define HEARD_MAX 8
+#define SECOND 1000000000ULL
+#define PICK(array, number) ((array)[(number) % (sizeof(array) / sizeof(*(array)))])
+
+enum kind { BUILT, ANSWER, RAW, TIME, RULES, ODD, ICMP_ERROR, HOST, FLOOD, KINDS };
+
+static const __u32 senders[] = { 0, 1, 2, 3, WORLD_LAN };
+static const __u8 macs[][6] = { { 2, 0, 0, 0, 0, 0x10 }, { 2, 0, 0, 0, 0, 2 }, { 2, 0, 0, 0, 0, 3 },
+				{ 2, 0, 0, 0, 0, 4 }, { 2, 0, 0, 0, 0, 0x11 } };
+static const __u32 addresses[] = { 0xa9fe0100, 0xa9fe0102, 0xa9fe0103, 0xc612004d, 0xc000020b, 0xc000020c,
+				   0xc6336409, 0xc0000201, 0xc00002ff, 0xa9fe0109, 0xa9fea9fe, 0xe0000001, 0x7f000001 };
+static const __u16 ports[] = { 22, 53, 80, 2202, 2203, 3000, 5432, 16384, 16392, 16393, 16394, 16395, 16396, 16399,
+			       16400, 16407, 16408, 20000, 32767, 40000, 50000 };
+static const __u8 protocols[] = { 6, 17, 1, 6, 17, 132 };
+static const __u8 tcp_flags[] = { 0x02, 0x12, 0x10, 0x11, 0x04, 0x01, 0x14, 0x00 };
+static const __u8 icmp_types[] = { 8, 0, 3, 11, 5, 13 };
+static const __u8 ttls[] = { 64, 64, 64, 2, 1, 0, 255 };
+static const __u64 times[] = { 1000000, 900000000, SECOND, 2 * SECOND, 29 * SECOND, 31 * SECOND, 61 * SECOND,
+			       241 * SECOND, 301 * SECOND, 7441 * SECOND };
+
+static struct {
+	const __u8 *at, *end;
+	__u64 now;
+	struct native_frame odd;     /* what is odd about the next frame */
+	struct {
+		__u8 who;            /* heard it: index in senders */
+		__u32 length;
+		__u8 frame[2048];
+	} heard[HEARD_MAX];
+	__u32 heard_count;
+	__u8 bytes[NATIVE_FRAME_MAX];
+} c;
+
+static __u8 take(void)
+{
+	return c.at < c.end ? *c.at++ : 0;
+}
+
+static void remember(const struct native_result *result)
+{
+	__u32 place = c.heard_count++ % HEARD_MAX;
+
+	c.heard[place].who = result->target == WORLD_LAN ? 4 : result->target;
+	c.heard[place].length = result->length < 2048 ? result->length : 2048;
+	memcpy(c.heard[place].frame, result->data, c.heard[place].length);
+}
+
+static void send(__u32 who, __u32 length)
+{
+	struct native_frame frame = c.odd;
+	struct native_result result;
+
+	c.odd = (struct native_frame){};
+	frame.data = c.bytes;
+	frame.length = length;
+	frame.partial = frame.partial && frame_checksum_at(c.bytes, length);
+	frame.gso_size = frame.partial ? frame.gso_size : 0;
+	if (frame.partial) {
+		frame.csum_start = 34;
+		frame.csum_offset = frame_checksum_at(c.bytes, length) - 34;
+		frame_repair(c.bytes, length, true);
+	}
+	oracle_run(&frame, senders[who], c.now, &result);
+	if (result.target != 0xffff)
+		remember(&result);
+}
+
+static void send_built(void)
+{
+	struct frame_plan plan = {};
+	__u32 who = take() % 5;
+
+	plan.src = who == 4 ? PICK(addresses, 4 + take() % 3) : addresses[who];
+	plan.dst = PICK(addresses, take());
+	plan.protocol = PICK(protocols, take());
+	plan.sport = PICK(ports, take());
+	plan.dport = PICK(ports, take());
+	plan.flags = plan.protocol == IPPROTO_ICMP ? PICK(icmp_types, take()) : PICK(tcp_flags, take());
+	plan.ttl = PICK(ttls, take());
+	plan.load = take() * 6; /* up to 1530: some are too long */
+	send(who, frame_build(&plan, macs[who], c.bytes));
+}
+
+/* As many new conversations as fill a quota, or nearly. */
+static void send_flood(void)
+{
+	__u32 who = take() % 5, count = take() % 32;
+	struct frame_plan plan = { .ttl = 64 };
+
+	plan.dst = PICK(addresses, take());
+	plan.protocol = PICK(protocols, take());
+	plan.dport = PICK(ports, take());
+	plan.sport = PICK(ports, take());
+	plan.flags = plan.protocol == IPPROTO_ICMP ? 8 : 2;
+	for (plan.src = who == 4 ? 0xc000020b : addresses[who]; count--; plan.sport++)
+		send(who, frame_build(&plan, macs[who], c.bytes));
+}
+
+static void send_answer(bool error)
+{
+	__u32 place = take() % HEARD_MAX, who = c.heard[place].who, length;
+	__u8 kind = take();
+
+	if (place >= c.heard_count)
+		return;
+	if (error)
+		length = frame_icmp_error(c.heard[place].frame, c.heard[place].length, macs[who],
+					  kind & 1 ? 11 : 3, kind >> 1 & 15, c.bytes);
+	else
+		length = frame_answer(c.heard[place].frame, c.heard[place].length, macs[who],
+				      PICK(tcp_flags, kind), c.bytes);
+	if (length)
+		send(who, length);
+}
+
+static void send_raw(void)
+{
+	__u32 who = take() % 5, length = take();
+
+	length |= take() << 8;
+	if (length > c.end - c.at)
+		length = c.end - c.at;
+	memcpy(c.bytes, c.at, length);
+	c.at += length;
+	send(who, length);
+}
+
+static void be_odd(void)
+{
+	__u8 bits = take();
+
+	c.odd.linear = take();
+	c.odd.partial = bits & 1;
+	c.odd.vlan = !(bits & 0x3e);
+	c.odd.gso_size = bits & 0x40 ? 1400 : 0;
+	c.odd.fail_at = bits & 0x80 ? take() : 0;
+}
+
+static void step(void)
+{
+	switch (take() % KINDS) {
+	case BUILT:
+		return send_built();
+	case ANSWER:
+		return send_answer(false);
+	case ICMP_ERROR:
+		return send_answer(true);
+	case RAW:
+		return send_raw();
+	case TIME:
+		c.now += PICK(times, take());
+		return native_clock(c.now);
+	case RULES:
+		return world_next_policy();
+	case ODD:
+		return be_odd();
+	case FLOOD:
+		return send_flood();
+	case HOST:
+		return native_host_listens(take() & 1);
+	}
+}
+
+int LLVMFuzzerTestOneInput(const __u8 *data, size_t size)
+{
+	c.at = data;
+	c.end = data + size;
+	c.now = WORLD_START;
+	c.heard_count = 0;
+	c.odd = (struct native_frame){};
+	world_reset();
+	for (int i = 0; i < STEPS_MAX && c.at < c.end; i++)
+		step();
+	return 0;
+}

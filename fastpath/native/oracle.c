@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include "../vfr_abi.h"
+#include "frames.h"
+#include "oracle.h"
+#include "world.h"
+
+#define ROWS_MAX 64
+#define BLOCK_MAX 64
+
+enum { SESSIONS, INBOUND, MAPPINGS, TABLES };
+static const char *const table_names[TABLES] = { "sessions", "inbound", "mappings" };
+
+struct row {
+	__u8 key[16], value[48];
+};
+
+struct table {
+	__u32 count, key_size, value_size;
+	struct row rows[ROWS_MAX];
+};
+
+struct tables {
+	struct table of[WORLD_SLOTS][TABLES];
+	struct vfr_outside ports[WORLD_SLOTS][VFR_SPACES][BLOCK_MAX];
+};
+
+static const __u32 counter_rows[] = { 0, 1, 2, 3, VFR_ROW_LAN, VFR_ROW_UNKNOWN };
+#define COUNTER_ROWS (sizeof(counter_rows) / sizeof(*counter_rows))
+
+struct counted {
+	__u64 packets[COUNTER_ROWS][VFR_MAX_VERDICTS], received;
+};
+
+/* The packet that is judged. */
+static struct {
+	__u32 sender, length;
+	__u64 now;
+	bool partial;
+	__u8 frame[NATIVE_FRAME_MAX];
+	const struct native_result *end;
+} p;
+
+/* The maps that are looked at; by name, since only native.c sees their declarations. */
+static struct {
+	struct native_map *config, *domains, *outside, *counters, *tables[TABLES];
+} maps;
+
+static void find_maps(void)
+{
+	maps.config = native_map_named("config");
+	maps.domains = native_map_named("domains");
+	maps.outside = native_map_named("outside");
+	maps.counters = native_map_named("counters");
+	for (int which = 0; which < TABLES; which++)
+		maps.tables[which] = native_map_named(table_names[which]);
+}
+
+static void *row_of(struct native_map *map, __u32 index)
+{
+	return bpf_map_lookup_elem(map, &index);
+}
+
+static const struct vfr_domain *domain_of(__u32 slot)
+{
+	return row_of(maps.domains, slot);
+}
+
+static __u32 word(const __u8 *at)
+{
+	__u32 value;
+
+	memcpy(&value, at, sizeof(value));
+	return value;
+}
+
+static bool is_delivery(void)
+{
+	return p.end->verdict == VFR_TO_DOMAIN || p.end->verdict == VFR_TO_DOM0 || p.end->verdict == VFR_TO_LAN;
+}
+
+/* Tables */
+
+static void copy_table(__u32 slot, int which, struct table *out)
+{
+	const struct native_map *map = row_of(maps.tables[which], slot);
+	const struct native_elem *elem = NULL;
+
+	out->count = 0;
+	out->key_size = map->key_size;
+	out->value_size = map->value_size;
+	native_check(map->count <= ROWS_MAX && map->key_size <= 16 && map->value_size <= 48, "make room in the oracle");
+	while ((elem = native_next(map, elem))) {
+		struct row *row = &out->rows[out->count++];
+
+		memcpy(row->key, elem->key, map->key_size);
+		memcpy(row->value, elem->value, map->value_size);
+	}
+}
+
+static void copy_tables(struct tables *out)
+{
+	for (__u32 slot = 0; slot < WORLD_SLOTS; slot++) {
+		const struct vfr_domain *domain = domain_of(slot);
+
+		for (int which = 0; which < TABLES; which++)
+			copy_table(slot, which, &out->of[slot][which]);
+		native_check(domain->port_count <= BLOCK_MAX, "make room in the oracle");
+		for (__u32 space = 0; space < VFR_SPACES; space++)
+			for (__u32 i = 0; i < domain->port_count; i++)
+				out->ports[slot][space][i] = *(struct vfr_outside *)row_of(
+					maps.outside, space * VFR_PORT_SPACE + domain->port_low + i);
+	}
+}
+
+static const struct row *find(const struct table *table, const struct row *row)
+{
+	for (__u32 i = 0; i < table->count; i++)
+		if (!memcmp(table->rows[i].key, row->key, table->key_size))
+			return &table->rows[i];
+	return NULL;
+}
+
+static __u64 expires(int which, const struct row *row)
+{
+	return which == MAPPINGS ? ((const struct vfr_mapping *)row->value)->expires_ns
+				 : ((const struct vfr_session *)row->value)->expires_ns;
+}
+
+/* A session whose rule is gone is cut by its next packet, whoever sends that: the one change that a
+ * packet may make to a table without being delivered. */
+static bool was_cut(int which, const struct row *before, const struct row *after)
+{
+	struct row same = *before;
+
+	if (p.end->verdict != VFR_DROP_POLICY || which == MAPPINGS)
+		return false;
+	((struct vfr_session *)same.value)->expires_ns = 0;
+	return !memcmp(&same.value, after->value, sizeof(struct vfr_session));
+}
+
+static void check_unchanged(__u32 slot, int which, const struct table *before, const struct table *after)
+{
+	for (__u32 i = 0; i < before->count; i++) {
+		const struct row *old = &before->rows[i], *now = find(after, old);
+
+		native_check(now, "slot %u lost a row of its %s", slot, table_names[which]);
+		native_check(!memcmp(old->value, now->value, before->value_size) || was_cut(which, old, now),
+			     "a row of slot %u's %s was changed by %u", slot, table_names[which], p.sender);
+	}
+	native_check(before->count == after->count, "slot %u's %s grew", slot, table_names[which]);
+}
+
+/* What lives stays: full means no new ones. */
+static void check_kept(__u32 slot, int which, const struct table *before, const struct table *after)
+{
+	for (__u32 i = 0; i < before->count; i++)
+		native_check(expires(which, &before->rows[i]) <= p.now || find(after, &before->rows[i]),
+			     "slot %u lost a living row of its %s", slot, table_names[which]);
+}
+
+static void check_gained_nothing(__u32 slot, int which, const struct table *before, const struct table *after)
+{
+	for (__u32 i = 0; i < after->count; i++)
+		native_check(find(before, &after->rows[i]), "slot %u's %s gained a row by %u's packet", slot,
+			     table_names[which], p.sender);
+}
+
+static void check_table(__u32 slot, int which, const struct table *before, const struct table *after)
+{
+	bool is_receiver = slot == p.end->target;
+
+	/* Who a packet from the LAN was for is not told if it was dropped, and it may have swept full tables. */
+	if (slot != p.sender && !is_receiver && (p.sender != WORLD_LAN || is_delivery())) {
+		check_unchanged(slot, which, before, after);
+		return;
+	}
+	check_kept(slot, which, before, after);
+	if (slot != p.sender && !(which == INBOUND && p.sender == WORLD_LAN))
+		check_gained_nothing(slot, which, before, after);
+}
+
+static __u32 space_of(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP ? VFR_SPACE_TCP : protocol == IPPROTO_UDP ? VFR_SPACE_UDP : VFR_SPACE_ICMP;
+}
+
+/* A mapping that lives has its outside port, and so to itself. */
+static void check_mappings(__u32 slot, const struct table *mappings)
+{
+	for (__u32 i = 0; i < mappings->count; i++) {
+		const struct vfr_mapping_key *key = (const void *)mappings->rows[i].key;
+		const struct vfr_mapping *mapping = (const void *)mappings->rows[i].value;
+		const struct vfr_outside *port = row_of(maps.outside, space_of(key->protocol) * VFR_PORT_SPACE +
+									      bpf_ntohs(mapping->outside_port));
+
+		native_check(mapping->expires_ns <= p.now ||
+				     (port->holder == VFR_PORT_MAPPING && port->slot == slot &&
+				      port->inside_port == key->inside_port),
+			     "slot %u's inside port %u has lost its outside port %u", slot,
+			     bpf_ntohs(key->inside_port), bpf_ntohs(mapping->outside_port));
+	}
+}
+
+static void check_tables(const struct tables *before, const struct tables *after)
+{
+	for (__u32 slot = 0; slot < WORLD_SLOTS; slot++) {
+		for (int which = 0; which < TABLES; which++)
+			check_table(slot, which, &before->of[slot][which], &after->of[slot][which]);
+		check_mappings(slot, &after->of[slot][MAPPINGS]);
+		native_check(slot == p.sender || !memcmp(before->ports[slot], after->ports[slot], sizeof(before->ports[slot])),
+			     "slot %u's outside ports were changed by %u", slot, p.sender);
+	}
+}
+
+/* Counters */
+
+static void copy_counters(struct counted *out)
+{
+	out->received = 0;
+	for (size_t i = 0; i < COUNTER_ROWS; i++) {
+		const struct vfr_counters *row = row_of(maps.counters, counter_rows[i]);
+
+		out->received += row->received.packets;
+		for (__u32 verdict = 0; verdict < VFR_MAX_VERDICTS; verdict++)
+			out->packets[i][verdict] = row->by_verdict[verdict].packets;
+	}
+}
+
+/* Ends */
+
+static void check_counters(struct counted *before, const struct counted *after)
+{
+	for (size_t i = 0; i < COUNTER_ROWS; i++)
+		before->packets[i][p.end->verdict] += counter_rows[i] == p.end->row;
+	native_check(!memcmp(before->packets, after->packets, sizeof(after->packets)),
+		     "verdict %u of row %u was not counted exactly once", p.end->verdict, p.end->row);
+	native_check(after->received == before->received + is_delivery(), "received was counted %llu times",
+		     after->received - before->received);
+}
+
+static void check_end(const struct native_frame *frame)
+{
+	__u32 verdict = p.end->verdict, row = p.sender == WORLD_LAN ? VFR_ROW_LAN : p.sender;
+
+	native_check(verdict > VFR_CONTINUE && verdict < VFR_VERDICTS, "verdict %u is no end", verdict);
+	native_check(verdict != VFR_DROP_KERNEL || frame->fail_at, "a helper failed, or the last gate was needed");
+	native_check(p.end->row == row, "a packet of %u was counted in row %u", p.sender, p.end->row);
+	if (verdict == VFR_NOT_OURS) {
+		native_check(p.sender == WORLD_LAN, "a VIF's packet was left to the host");
+		native_check(p.end->action == TC_ACT_UNSPEC && p.end->redirect == NATIVE_STAY, "not ours, but gone");
+		native_check(p.end->length == p.length && !memcmp(p.end->data, p.frame, p.length), "not ours, but changed");
+	} else if (is_delivery() || verdict == VFR_ANSWERED)
+		native_check(p.end->action == TC_ACT_REDIRECT && p.end->redirect != NATIVE_STAY, "delivered, but where?");
+	else
+		native_check(p.end->action == TC_ACT_SHOT && p.end->redirect == NATIVE_STAY, "dropped, but gone somewhere");
+}
+
+static bool is_our_own(const struct vfr_config *config, __u32 address)
+{
+	return (address & config->pool_mask) == config->pool_base ||
+	       (address & bpf_htonl(0xffff0000)) == bpf_htonl(0xa9fe0000);
+}
+
+static void check_on_the_lan(void)
+{
+	const struct vfr_config *config = row_of(maps.config, 0);
+
+	native_check(p.end->redirect == NATIVE_NEIGH && p.end->redirect_ifindex == config->uplink_ifindex,
+		     "out by interface %u", p.end->redirect_ifindex);
+	native_check(frame_is_ip(p.end->data, p.end->length), "no IP on the LAN");
+	native_check(word(p.end->data + 26) == config->outside_address, "an untranslated source on the LAN");
+	native_check(!is_our_own(config, word(p.end->data + 30)), "an address of our own on the LAN");
+}
+
+static void check_at_a_domain(void)
+{
+	const struct vfr_config *config = row_of(maps.config, 0);
+	const struct vfr_domain *to = domain_of(p.end->target);
+
+	native_check(p.end->target < WORLD_SLOTS && p.end->target != p.sender, "delivered to %u", p.end->target);
+	native_check(p.end->redirect_ifindex == to->ifindex && p.end->redirect_ifindex != config->uplink_ifindex,
+		     "slot %u got it by interface %u", p.end->target, p.end->redirect_ifindex);
+	native_check(!memcmp(p.end->data, to->mac, ETH_ALEN), "not the receiver's MAC");
+	native_check(word(p.end->data + 30) == to->address, "not the receiver's address");
+	native_check(p.end->pkt_type == 0, "the receiver's stack will not take it");
+}
+
+static void check_one_hop_further(void)
+{
+	native_check(p.end->length == p.length, "%u bytes became %u", p.length, p.end->length);
+	native_check(p.end->data[22] == p.frame[22] - 1, "TTL %u became %u", p.frame[22], p.end->data[22]);
+	native_check(frame_ip_checksum(p.frame) == CHECKSUM_RIGHT && frame_ip_checksum(p.end->data) == CHECKSUM_RIGHT,
+		     "a wrong header checksum was passed on");
+	native_check(frame_l4_checksum(p.frame, p.length, p.partial) ==
+			     frame_l4_checksum(p.end->data, p.end->length, p.partial),
+		     "a checksum was %d and became %d", frame_l4_checksum(p.frame, p.length, p.partial),
+		     frame_l4_checksum(p.end->data, p.end->length, p.partial));
+}
+
+static void check_answered(const struct native_frame *frame)
+{
+	native_check(p.end->redirect == NATIVE_REDIRECT && p.end->redirect_ifindex == frame->ifindex &&
+			     !p.end->redirect_flags, "an answer to somebody else");
+	native_check(p.end->data[12] == 0x08 && p.end->data[13] == 0x06, "an answer that is no ARP");
+}
+
+/* With VFR_SAY set, each packet and its end, so that a finding can become a Case. */
+static void say(void)
+{
+	static int wanted = -1;
+
+	if (wanted < 0)
+		wanted = getenv("VFR_SAY") != NULL;
+	if (!wanted)
+		return;
+	fprintf(stderr, "%llu sender %u, verdict %u, target %u: ", p.now, p.sender, p.end->verdict, p.end->target);
+	for (__u32 i = 0; i < p.length; i++)
+		fprintf(stderr, "%02x", p.frame[i]);
+	fputc('\n', stderr);
+}
+
+void oracle_run(struct native_frame *frame, __u32 sender, __u64 now, struct native_result *result)
+{
+	static struct tables before, after;
+	static struct counted counted_before, counted_after;
+
+	if (!maps.config)
+		find_maps();
+	world_send(frame, sender);
+	p.sender = sender;
+	p.now = now;
+	p.length = frame->length;
+	p.partial = frame->partial;
+	p.end = result;
+	memcpy(p.frame, frame->data, frame->length);
+	copy_tables(&before);
+	copy_counters(&counted_before);
+	native_run(frame, result);
+	say();
+	copy_tables(&after);
+	copy_counters(&counted_after);
+
+	check_end(frame);
+	check_counters(&counted_before, &counted_after);
+	if (result->verdict == VFR_ANSWERED)
+		check_answered(frame);
+	if (is_delivery()) {
+		check_one_hop_further();
+		if (result->target == VFR_NODE_LAN)
+			check_on_the_lan();
+		else
+			check_at_a_domain();
+	}
+	check_tables(&before, &after);
+}

@@ -1,0 +1,45 @@
+"""Writes the packet table as what fuzzers read: python -m support.native_corpus DIRECTORY.
+
+A frame's file is the header of fuzz_frame.c and the frame; a conversation's is a step RAW of
+fuzz_conversation.c for each packet of the case.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import sys
+from pathlib import Path
+
+from cases.table import CASES, Case
+
+from support import world
+
+SENDERS = ("dom0", "web", "db", "odd", "lan")
+RAW = 2
+assert tuple(world.SLOTS) == SENDERS[:4]
+
+
+def as_frame(case: Case) -> bytes:
+    """struct header: sender, flags, fail_at, chance, linear, gso_size."""
+    return struct.pack("<BBBBHH", SENDERS.index(case.sender), 0, 0, 0, 0, 0) + bytes(case.packet)
+
+
+def as_conversation(case: Case) -> bytes:
+    """Steps: kind, sender, length, frame."""
+    steps = [*case.before, (case.sender, case.packet)]
+    frames = [(SENDERS.index(sender), bytes(packet)) for sender, packet in steps]
+    return b"".join(struct.pack("<BBH", RAW, who, len(frame)) + frame for who, frame in frames)
+
+
+def main() -> None:
+    for name, form in (("frame", as_frame), ("conversation", as_conversation)):
+        directory = Path(sys.argv[1]) / name
+        directory.mkdir(parents=True, exist_ok=True)
+        for case in CASES:
+            content = form(case)
+            (directory / hashlib.sha1(content).hexdigest()).write_bytes(content)
+
+
+if __name__ == "__main__":
+    main()

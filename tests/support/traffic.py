@@ -1,0 +1,132 @@
+"""Random conversations as bytes, fast: packets of several senders, answers to what was delivered, damage.
+
+Everything follows from one random.Random, so a seed and a number name a packet for ever. scapy would
+take a millisecond a packet; this takes some microseconds.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from random import Random
+
+from support import world
+from vfr.spec.model import LAN
+from vfr.spec.packet import ones_sum
+
+ICMP, TCP, UDP = 1, 6, 17
+FLAGS = {"S": 0x02, "SA": 0x12, "A": 0x10, "FA": 0x11, "R": 0x04, "F": 0x01}
+PORTS = (22, 53, 80, 2202, 2203, 16385, 16392, 16393, 16399, 16400, 16407, 16409, 30000, 40000)
+REMOTES = ("192.0.2.11", "192.0.2.12", "198.51.100.9")
+TARGETS = (*REMOTES, *REMOTES, "192.0.2.1", "192.0.2.255", "169.254.1.9", "169.254.169.254", "224.0.0.1", "127.0.0.1")
+MAC = {slot: bytes.fromhex(world.NODES[name].mac.replace(":", "")) for name, slot in world.SLOTS.items()}
+MAC[LAN] = bytes.fromhex(world.NODES["lan"].mac.replace(":", ""))
+ADDRESS = {slot: int(IPv4Address(world.NODES[name].ip)) for name, slot in world.SLOTS.items()}
+GATEWAY = bytes.fromhex(world.GATEWAY_MAC.replace(":", ""))
+
+
+def _checksum(data: bytes) -> bytes:
+    return (~ones_sum(data + b"\0" * (len(data) % 2)) & 0xFFFF).to_bytes(2, "big")
+
+
+def ip_packet(src: int, dst: int, protocol: int, l4: bytes, ttl: int = 64, fragment: int = 0) -> bytes:
+    """An IP packet without options; `l4` is taken as it is."""
+    head = struct.pack(">BBHHHBBHII", 0x45, 0, 20 + len(l4), 7, fragment, ttl, protocol, 0, src, dst)
+    return head[:10] + _checksum(head) + head[12:] + l4
+
+
+def l4_packet(src: int, dst: int, protocol: int, sport: int, dport: int, flags: int, load: bytes) -> bytes:
+    """A TCP or UDP header and its load, or an echo (`flags` its type, `sport` its identifier), checksum right."""
+    if protocol == ICMP:
+        raw, at = struct.pack(">BBHHH", flags, 0, 0, sport, 1) + load, 2
+    elif protocol == UDP:
+        raw, at = struct.pack(">HHHH", sport, dport, 8 + len(load), 0) + load, 6
+    else:
+        raw, at = struct.pack(">HHIIBBHHH", sport, dport, 1000, 2000, 0x50, flags, 8192, 0, 0) + load, 16
+    pseudo = b"" if protocol == ICMP else struct.pack(">IIHH", src, dst, protocol, len(raw))
+    return raw[:at] + _checksum(pseudo + raw) + raw[at + 2 :]
+
+
+def frame(sender: int, packet: bytes, ethertype: int = 0x0800) -> bytes:
+    """A frame from a slot, or LAN, to the router."""
+    return GATEWAY + MAC[sender] + ethertype.to_bytes(2, "big") + packet
+
+
+def arp(slot: int, asked: int, operation: int = 1) -> bytes:
+    own = MAC[slot] + ADDRESS[slot].to_bytes(4, "big")
+    body = bytes.fromhex("000108000604") + operation.to_bytes(2, "big") + own + bytes(6) + asked.to_bytes(4, "big")
+    return b"\xff" * 6 + frame(slot, body, 0x0806)[6:]
+
+
+def answer(delivered: bytes, to: int, rng: Random) -> tuple[int, bytes]:
+    """What the receiver of a delivered frame may say next in the same conversation."""
+    src, dst, protocol = (*struct.unpack(">II", delivered[26:34]), delivered[23])
+    load = bytes(rng.randrange(4))
+    if protocol == ICMP:
+        l4 = l4_packet(dst, src, ICMP, int.from_bytes(delivered[38:40], "big"), 0, 0, load)
+    else:
+        sport, dport = struct.unpack(">HH", delivered[34:38])
+        flags = FLAGS[rng.choice(("SA", "SA", "A", "A", "FA", "R"))]
+        l4 = l4_packet(dst, src, protocol, dport, sport, flags, load)
+    return to, frame(to, ip_packet(dst, src, protocol, l4))
+
+
+@dataclass
+class Traffic:
+    """An endless conversation. Tell it what was delivered, and it may answer."""
+
+    rng: Random
+    heard: deque[tuple[int, bytes]] = field(default_factory=lambda: deque(maxlen=12))
+
+    def delivered(self, to: int, frame: bytes) -> None:
+        """A frame with IP that was handed to a slot, or to LAN."""
+        self.heard.append((to, frame))
+
+    def next(self) -> tuple[int, bytes]:
+        """A sender, and the frame it sends."""
+        rng = self.rng
+        if self.heard and rng.random() < 0.45:
+            to, last = rng.choice(self.heard)
+            sender, made = answer(last, to, rng)
+        else:
+            sender, made = self._fresh()
+        return (sender, self._damaged(sender, made)) if rng.random() < 0.15 else (sender, made)
+
+    def _fresh(self) -> tuple[int, bytes]:
+        rng = self.rng
+        sender = LAN if rng.random() < 0.3 else rng.choice(list(ADDRESS))
+        if sender != LAN and rng.random() < 0.05:
+            asked = rng.choice([*ADDRESS.values(), int(IPv4Address("169.254.1.77"))])
+            return sender, arp(sender, asked, rng.choice((1, 1, 2)))
+        if sender == LAN:
+            src, dst = int(IPv4Address(rng.choice(REMOTES))), int(world.OUTSIDE)
+        else:
+            others = [a for s, a in ADDRESS.items() if s != sender]
+            dst = rng.choice(others) if rng.random() < 0.4 else int(IPv4Address(rng.choice(TARGETS)))
+            src = ADDRESS[sender]
+        return sender, frame(sender, self._packet(src, dst))
+
+    def _packet(self, src: int, dst: int) -> bytes:
+        rng = self.rng
+        protocol = rng.choice((TCP, TCP, UDP, UDP, ICMP))
+        flags = rng.choice((8, 8, 0)) if protocol == ICMP else FLAGS[rng.choice(("S", "S", "S", "SA", "A", "FA", "R"))]
+        sport, dport = rng.choice(PORTS), rng.choice(PORTS)
+        load = bytes(rng.randrange(40)) if rng.random() < 0.97 else bytes(1490)
+        l4 = l4_packet(src, dst, protocol, sport, dport, flags, load)
+        if protocol == UDP and rng.random() < 0.1:
+            l4 = l4[:6] + b"\0\0" + l4[8:]
+        return ip_packet(src, dst, protocol, l4, ttl=rng.choice((64, 64, 64, 2, 1)))
+
+    def _damaged(self, sender: int, made: bytes) -> bytes:
+        """Some bytes changed, often with the IP checksum put right again; perhaps the end cut off."""
+        rng, out = self.rng, bytearray(made)
+        for _ in range(rng.randrange(1, 4)):
+            out[rng.randrange(min(len(out), 56))] = rng.choice((0, 1, 0xFF, rng.randrange(256)))
+        if sender == LAN:
+            out[:6] = GATEWAY  # the uplink's own MAC, or the kernel says that it is somebody else's
+        if rng.random() < 0.7 and len(out) >= 34:
+            out[24:26] = b"\0\0"
+            out[24:26] = _checksum(bytes(out[14:34]))
+        return bytes(out[: rng.randrange(14, len(out))] if rng.random() < 0.2 else out)

@@ -1,0 +1,55 @@
+"""What can be set: how long silences last, and how much one domain may have. Checked when made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from vfr.errors import UsageError
+
+WEEK_S = 7 * 24 * 3600
+
+
+def _check(what: object, least: dict[str, int], most: dict[str, int], unit: str) -> None:
+    for field in fields(what):  # type: ignore[arg-type]
+        name, value = field.name, getattr(what, field.name)
+        low, high = least.get(name, 1), most.get(name, 1 << 20)
+        if not low <= value <= high:
+            raise UsageError(f"--{name.replace('_', '-')} {value} is out of range; it takes {low} to {high}{unit}")
+
+
+@dataclass(frozen=True, slots=True)
+class Timers:
+    """How long, in seconds, a conversation may be silent. The defaults are what the RFCs ask for at
+    least (5382 REQ-5, 4787 REQ-5 and 5a, 5508 REQ-2, 7857 2); shorter is for who knows why."""
+
+    tcp_opening: int = 240
+    tcp_established: int = 7440
+    tcp_closing: int = 240
+    udp: int = 300
+    dns: int = 30
+    icmp: int = 60
+    fragments: int = 30
+
+    def __post_init__(self) -> None:
+        _check(self, {}, {f.name: WEEK_S for f in fields(self)} | {"fragments": 120}, " seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one domain may have. `sessions` that it opened and `inbound` that the LAN opened to it,
+    `half_open` TCP sessions without an answer (of each), `new_per_s` new conversations a second (each way,
+    0 for any number), `errors_per_s` ICMP errors sent to it, `fragments` datagrams in pieces at a time."""
+
+    sessions: int = 2048
+    inbound: int = 1024
+    half_open: int = 512
+    new_per_s: int = 50_000
+    errors_per_s: int = 100
+    fragments: int = 32
+
+    def __post_init__(self) -> None:
+        _check(self, {"new_per_s": 0}, {"new_per_s": 10**7, "errors_per_s": 10**5, "fragments": 4096}, "")
+
+
+DOM0_LIMITS = Limits(sessions=8192, inbound=16, half_open=4096, new_per_s=0, errors_per_s=1000, fragments=256)
+LAN_FRAGMENTS = 1024
