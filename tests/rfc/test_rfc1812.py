@@ -3,16 +3,17 @@ docs/rfc.md is the list."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
-from scapy.layers.inet import IP, TCP, UDP, IPOption_LSRR, IPOption_RR, IPOption_SSRR
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_LSRR, IPOption_RR, IPOption_SSRR
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 from support import world
 from support.bench import Bench, Outcome
 from support.frames import LAN_ADDRESS, echo, ether, ip, tcp, udp
-from support.sides import sides
+from support.sides import RULES, outside_port, quoted, sides, whole
 from support.world import GATEWAY_MAC, NODES
 
 from vfr._abi import Limit
@@ -148,3 +149,85 @@ def test_s5_2_1_what_goes_through_is_otherwise_unchanged(bench: Bench) -> None:
     sent.src, sent.dst, sent[IP].ttl = GATEWAY_MAC, NODES["db"].mac, sent[IP].ttl - 1
     del sent[IP].chksum
     assert frame.hex() == bytes(sent).hex() and seen[IP].tos == 0xB8
+
+
+def _error_about(frame: bytes | None) -> Packet:
+    assert frame is not None
+    return whole(frame)
+
+
+@pytest.mark.parametrize(("data", "length"), [(10, 66), (1400, 576)])
+def test_s4_3_2_3_an_error_quotes_what_fits_into_576_bytes(bench: Bench, data: int, length: int) -> None:
+    """As its sender sent it."""
+    packet = udp("web", "lan", 5000, 80, b"x" * data, ttl=1)
+    frame = sides(bench).bench.send(WEB, bytes(packet)).frame
+    assert _error_about(frame)[IP].len == length
+    assert frame is not None and frame[42:] == bytes(packet)[14 : 14 + length - 28]
+
+
+def test_s4_3_2_5_an_error_has_precedence_6(bench: Bench) -> None:
+    sides(bench)
+    assert _error_about(_send(bench, "UDP out", ttl=1, tos=0x28).frame)[IP].tos >> 5 == 6
+
+
+def test_s4_3_2_7_no_error_is_sent_about_these(bench: Bench) -> None:
+    """Each with a TTL that ends here: about an ordinary packet like it one would be sent."""
+    nat = sides(bench)
+    sent = nat.send("udp", 5000).frame
+    assert sent is not None
+    about = nat.answer("udp", outside_port(sent)).frame
+    assert about is not None
+    assert bench.send(WEB, bytes(udp("web", "lan", 5000, 80, b"x" * 24, flags="MF", id=9))).verdict.name == "TO_LAN"
+    own = NODES["web"].ip
+    silent = {
+        "an ICMP error": ip("web", "lan", ttl=1) / ICMP(type=3, code=3) / Raw(about[14:42]),
+        "a later fragment": ip("web", "lan", ttl=1, id=9, frag=4, proto=17) / Raw(b"x" * 16),
+        "multicast": udp("web", "224.0.0.251", 1, 2, ttl=1),
+        "the limited broadcast": udp("web", "255.255.255.255", 1, 2, ttl=1),
+        "a directed broadcast": udp("web", "192.0.2.255", 1, 2, ttl=1),
+        "a link-layer broadcast": ether("web", IP(src=own, dst="192.0.2.11", ttl=1) / UDP(), dst="ff:ff:ff:ff:ff:ff"),
+        "a source of nobody": udp("web", "lan", 1, 2, ttl=1, src="0.0.0.0"),
+        "a loopback source": udp("web", "lan", 1, 2, ttl=1, src="127.0.0.1"),
+        "a broadcast source": udp("web", "lan", 1, 2, ttl=1, src="255.255.255.255"),
+    }
+    for what, packet in silent.items():
+        seen = bench.send(WEB, bytes(packet))
+        assert seen.verdict.name.startswith("DROP_") and seen.frame is None, what
+    assert bench.send(WEB, bytes(udp("web", "lan", 5000, 80, ttl=1))).frame is not None
+
+
+def test_s4_3_2_8_errors_come_at_a_rate_per_domain(bench: Bench) -> None:
+    sides(bench, limits=replace(world.LIMITS, errors_per_s=5))
+    told = [_send(bench, "UDP out", ttl=1).frame is not None for _ in range(20)]
+    assert told[0] and not told[-1] and 5 <= told.count(True) <= 7, "a second's worth at once"
+    assert bench.send(2, bytes(udp("db", "lan", 1, 2, ttl=1))).frame is not None, "another domain has its own rate"
+    bench.fastpath.advance_clock(1)
+    assert _send(bench, "UDP out", ttl=1).frame is not None
+
+
+def test_s4_3_3_1_unreachable_where_it_is_due(bench: Bench) -> None:
+    """No uplink: network unreachable; the other codes are in RFC 5508 REQ-8, 4787 REQ-13 and 6888 REQ-11B."""
+    sides(bench, outside=None)
+    seen = _send(bench, "UDP out")
+    assert seen.verdict.name == "DROP_NO_UPLINK"
+    error = _error_about(seen.frame)
+    assert (error[ICMP].type, error[ICMP].code, error[IP].src) == (3, 0, NODES["dom0"].ip)
+
+
+def test_s4_3_3_4_time_exceeded_is_sent_to_the_sender(bench: Bench) -> None:
+    """From the address of the side it came in by; what it quotes is the packet as it came."""
+    sides(bench)
+    for way, (sender, packet) in WAYS.items():
+        seen = _send(bench, way, ttl=1)
+        error = _error_about(seen.frame)
+        assert (error[ICMP].type, error[ICMP].code) == (11, 0), way
+        assert error[IP].src == (LAN_ADDRESS if sender == LAN else NODES["dom0"].ip), way
+        quote = quoted(error)
+        assert (error[IP].dst, quote.src, quote.dst) == (packet[IP].src, packet[IP].src, packet[IP].dst), way
+
+
+def test_s4_3_3_6_domain_0_answers_a_ping_by_rule(bench: Bench) -> None:
+    """Its answer is the host's own; here it is let through, and by default it is not."""
+    ping = bytes(echo("web", "dom0", 5))
+    assert sides(bench).bench.send(WEB, ping).verdict.name == "DROP_POLICY"
+    assert sides(bench, RULES + "allow web -> dom0 icmp\n").bench.send(WEB, ping).verdict.name == "TO_DOM0"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from scapy.layers.inet import TCP
+from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 from support import world
 from support.bench import Bench
 from support.frames import LAN_ADDRESS, tcp
-from support.sides import INSIDE_ISN, REMOTE, REMOTE_ISN, STRANGER, outside_port, sides
+from support.sides import INSIDE_ISN, REMOTE, REMOTE_ISN, RULES, STRANGER, outside_port, sides
 
 from vfr.spec.model import LAN
 
@@ -183,3 +183,19 @@ def test_req10_no_icmp_message_ends_a_mapping_or_a_connection(bench: Bench) -> N
         assert nat.back("tcp", outside, flags="A") == 5000, (kind, code)
     nat.let_pass(HOURS_2_MINUTES_4 - 1)
     assert nat.out("tcp", 5000, flags="A") == outside, "it is still established"
+
+
+def test_req8_a_connection_by_the_lan_address(bench: Bench) -> None:
+    """web speaks to db's forward: db sees the outside address and port, and both ends their own session."""
+    nat = sides(bench, RULES + "allow web -> db tcp 22\n")
+    forward = (LAN_ADDRESS, 2203)
+    ports = set()
+    for flags, answer in (("S", "SA"), ("A", "A"), ("PA", "PA"), ("FA", "FA")):
+        seen = nat.send("tcp", 5000, forward, flags)
+        assert seen.verdict.name == "TO_DOMAIN" and seen.frame is not None, flags
+        there = Ether(seen.frame)
+        ports.add((there[IP].src, there[TCP].sport))
+        back = nat.send("tcp", 22, (LAN_ADDRESS, there[TCP].sport), answer, "db")
+        assert back.verdict.name == "TO_DOMAIN" and back.frame is not None, answer
+        assert (Ether(back.frame)[IP].src, Ether(back.frame)[TCP].sport) == forward
+    assert len(ports) == 1 and ports.pop()[0] == LAN_ADDRESS

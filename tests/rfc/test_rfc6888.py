@@ -3,15 +3,16 @@ docs/rfc.md is the list."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
-from scapy.layers.inet import IP
+from scapy.layers.inet import ICMP, IP
 from scapy.layers.l2 import Ether
 from support import world
 from support.bench import Bench
 from support.frames import tcp
-from support.sides import PROTOCOLS, STRANGER, Protocol, sides
+from support.sides import PROTOCOLS, STRANGER, Protocol, sides, whole
 from support.world import NODES
 
 
@@ -101,3 +102,37 @@ def test_req15_a_port_is_hard_to_guess(bench: Bench, protocol: Protocol) -> None
         seen.add(nat.out(protocol, 1000 + number))
         nat.let_pass(10_000)
     assert len(seen) > 1 and seen <= set(_block("web"))
+
+
+def test_req4c_new_conversations_come_at_a_rate(bench: Bench) -> None:
+    """What goes on already is not asked, and another subscriber has a rate of its own."""
+    nat = sides(bench, limits=replace(world.LIMITS, new_per_s=4))
+    seen = [nat.send("udp", 5000, ("198.51.100.9", 1 + number)).verdict.name for number in range(12)]
+    assert set(seen) == {"TO_LAN", "DROP_TOO_FAST"}
+    assert 4 <= seen.count("TO_LAN") <= 6, "a second's worth at once"
+    assert nat.out("udp", 5000, ("198.51.100.9", 1)) is not None
+    assert nat.out("udp", 5000, domain="db") is not None
+    nat.let_pass(1)
+    assert nat.out("udp", 5000, ("198.51.100.9", 99)) is not None
+
+
+@pytest.mark.parametrize("sessions", [3, 7])
+def test_req5a_the_quotas_can_be_set(bench: Bench, sessions: int) -> None:
+    nat = sides(bench, limits=replace(world.LIMITS, sessions=sessions))
+    seen = [nat.send("udp", 5000, ("198.51.100.9", 1 + number)).verdict.name for number in range(10)]
+    assert seen == ["TO_LAN"] * sessions + ["DROP_SESSIONS_FULL"] * (10 - sessions)
+
+
+def test_req11b_the_sender_is_told_host_unreachable(bench: Bench) -> None:
+    """For want of a port, of a session, of the right to open another, or of time."""
+    nat = sides(bench, limits=replace(world.LIMITS, half_open=10, new_per_s=20))
+    sent = [nat.send("tcp", 1000 + number) for number in range(world.BLOCK + 1)]
+    sent += [nat.send("tcp", 1000, ("198.51.100.9", 1 + number)) for number in range(3)]
+    sent += [nat.send("udp", 1000, ("198.51.100.9", 1 + number)) for number in range(16)]
+    refused = {seen.verdict.name: seen.frame for seen in sent if seen.verdict.name != "TO_LAN"}
+    wanted = {"DROP_PORTS_FULL", "DROP_HALF_OPEN_FULL", "DROP_SESSIONS_FULL", "DROP_TOO_FAST"}
+    assert set(refused) == wanted
+    for name, frame in refused.items():
+        assert frame is not None, name
+        error = whole(frame)
+        assert (error[ICMP].type, error[ICMP].code, error[IP].dst) == (3, 1, NODES["web"].ip), name

@@ -8,7 +8,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 from support import world
 from support.bench import Bench
-from support.frames import ip
+from support.frames import ip, udp
 from support.sides import PROTOCOLS, sides
 
 
@@ -73,6 +73,20 @@ def test_s7_1_an_icmp_error_sent_in_answer_refreshes_nothing(bench: Bench) -> No
     assert nat.back("udp", outside) is None
 
 
+def test_s7_1_a_reset_counts_like_any_packet_of_a_closed_session(bench: Bench) -> None:
+    """What is not kept: what is left to the session is four minutes again, from the domain's last reset on."""
+    nat = sides(bench)
+    outside = nat.open(5000)
+    assert nat.out("tcp", 5000, flags="FA") == outside
+    assert nat.back("tcp", outside, flags="FA") == 5000
+    nat.let_pass(200)
+    assert nat.out("tcp", 5000, flags="R") == outside
+    nat.let_pass(239)
+    assert nat.out("tcp", 5000, flags="R") == outside
+    nat.let_pass(241)
+    assert nat.back("tcp", outside, flags="R") is None
+
+
 def test_s8_parity_is_not_kept(bench: Bench) -> None:
     """Odd inside ports have the whole block; one that kept parity would be half as large."""
     nat = sides(bench)
@@ -93,3 +107,14 @@ def test_s11_an_echo_mapping_goes_with_its_last_session(bench: Bench) -> None:
     nat.let_pass(31)
     again = [nat.out("icmp", 2000 + number) for number in range(world.BLOCK)]
     assert again.count(None) == 1, "all but the one that was used since"
+
+
+def test_s10_identifications_of_two_domains_do_not_meet(bench: Bench) -> None:
+    """Both send with identification 7 to one remote, and may be fragmented on the way."""
+    nat = sides(bench)
+    seen = [
+        nat.bench.send(slot, bytes(udp(domain, "lan", 5000, 80, id=7))).frame
+        for domain, slot in (("web", 1), ("db", 2), ("web", 1), ("db", 2))
+    ]
+    identifications = {Ether(frame)[IP].id for frame in seen if frame is not None}
+    assert len(identifications) == len(seen)

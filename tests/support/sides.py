@@ -5,12 +5,13 @@ domain web, inside port --- [ object ] --- outside port ... remote address and p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
+from scapy.utils import checksum
 
 from support import world
 from support.bench import Bench, Outcome
@@ -23,7 +24,7 @@ STRANGER = ("192.0.2.12", 80)
 Protocol = Literal["tcp", "udp", "icmp"]
 PROTOCOLS: tuple[Protocol, ...] = ("tcp", "udp", "icmp")
 INSIDE_ISN, REMOTE_ISN = 1000, 5000
-_ROUTER = "192.0.2.254"
+ROUTER = "192.0.2.254"
 
 
 def _layers(protocol: Protocol, sport: int, dport: int, flags: str, reply: bool) -> Packet:
@@ -85,17 +86,45 @@ class Sides:
         assert self.out("tcp", inside, remote, "A") == outside
         return outside
 
-    def error(self, quoted: bytes, kind: int, code: int) -> Outcome:
+    def error(self, about: bytes, kind: int, code: int, source: str = ROUTER) -> Outcome:
         """An ICMP error of a router's on the way, about a frame that left."""
-        packet = ip("lan", LAN_ADDRESS, src=_ROUTER) / ICMP(type=kind, code=code) / Raw(quoted[14:42])
+        packet = ip("lan", LAN_ADDRESS, src=source) / ICMP(type=kind, code=code) / Raw(about[14:42])
         return self.bench.send(LAN, bytes(packet))
+
+    def complain(self, about: bytes, kind: int, code: int, domain: str = "web") -> Outcome:
+        """An ICMP error of a domain's, to whom it received a frame from."""
+        to = Ether(about)[IP].src
+        packet = ip(domain, to) / ICMP(type=kind, code=code) / Raw(about[14:42])
+        return self.bench.send(world.SLOTS[domain], bytes(packet))
 
     def let_pass(self, seconds: float) -> None:
         """Time passes in silence."""
         self.bench.fastpath.advance_clock(seconds)
 
 
-def sides(bench: Bench, rules: str = RULES) -> Sides:
-    """The test world anew under these rules."""
-    bench.reset(world.router(rules))
+def sides(bench: Bench, rules: str = RULES, **changes: Any) -> Sides:
+    """The test world anew under these rules, and with these fields of the router changed."""
+    bench.reset(replace(world.router(rules), **changes))
     return Sides(bench)
+
+
+def whole(frame: bytes) -> Packet:
+    """The frame, after a look at every checksum that an ICMP error has: its header's, its own, the quote's."""
+    packet = Ether(frame)
+    quote = bytes(packet[ICMP].payload)
+    right = (checksum(bytes(packet[IP])[:20]), checksum(bytes(packet[ICMP])), checksum(quote[: 4 * (quote[0] & 15)]))
+    assert right == (0, 0, 0), packet.show(dump=True)
+    return packet
+
+
+def quoted(packet: Packet) -> Packet:
+    """What an ICMP error quotes."""
+    return IP(bytes(packet[ICMP].payload))
+
+
+def quoted_ports(packet: Packet) -> tuple[int, int]:
+    """Its ports, or twice its echo identifier: a quote may end behind eight bytes of its L4 header."""
+    quote = bytes(packet[ICMP].payload)
+    l4 = quote[4 * (quote[0] & 15) :]
+    words = int.from_bytes(l4[:2], "big"), int.from_bytes(l4[2:4], "big")
+    return (int.from_bytes(l4[4:6], "big"),) * 2 if quote[9] == 1 else words
