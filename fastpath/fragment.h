@@ -40,7 +40,7 @@ __noinline enum vfr_verdict enter_fragment(__u32 row, const struct vfr_fragment_
 					   const struct vfr_fragment *note, __u64 now)
 {
 	void *table = bpf_map_lookup_elem(&fragments, &row);
-	long err;
+	int err;
 
 	if (!table || !key || !note)
 		return VFR_DROP_NOT_READY;

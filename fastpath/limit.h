@@ -35,6 +35,28 @@ static __always_inline bool within_rate(__u64 *whole_ns, __u64 now, __u32 per_s)
 	return true;
 }
 
+/* Tells of a drop, at a rate per row: a flood of them must not drown everybody else's. */
+__noinline int tell(__u32 per_s, __u64 now, struct vfr_event *event)
+{
+	struct vfr_runtime *r;
+
+	if (!event)
+		return 0;
+	r = runtime_of(event->row);
+	if (!r)
+		return 0;
+	if (!per_s || !within_rate(&r->events_until_ns, now, per_s)) {
+		__sync_fetch_and_add(&r->untold, 1);
+		return 0;
+	}
+	event->untold = r->untold;
+	if (!bpf_ringbuf_output(&events, event, sizeof(*event), 0))
+		r->untold = 0;
+	else
+		__sync_fetch_and_add(&r->untold, 1);
+	return 0;
+}
+
 /* What one pass over a table counts, and the time by which it judges. */
 struct sweeping {
 	__u64 now;

@@ -4,11 +4,14 @@
  * verified, pin all of it. Called from Python through ctypes (vfr/kernel/loader.py); steady-state
  * work on maps and links is raw bpf(2) there. Every function returns 0 or a negative errno.
  */
+#define _GNU_SOURCE /* vasprintf */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <bpf/bpf.h>
 #include <bpf/btf.h>
 #include <bpf/libbpf.h>
@@ -22,13 +25,34 @@ struct vfr_setting {
 static char *log_text;
 static size_t log_room;
 
+/* Adds to the log. Where there is no room for all, it is the end that counts: there the verifier says why. */
+static void append(const char *text, size_t length)
+{
+	size_t used = strlen(log_text), excess;
+
+	if (length >= log_room) {
+		text += length - log_room + 1;
+		length = log_room - 1;
+	}
+	excess = used + length >= log_room ? used + length - log_room + 1 : 0;
+	memmove(log_text, log_text + excess, used - excess);
+	memcpy(log_text + used - excess, text, length);
+	log_text[used - excess + length] = 0;
+}
+
 static int keep_log(enum libbpf_print_level level, const char *format, va_list args)
 {
-	size_t used = log_text ? strlen(log_text) : 0;
+	char *text;
+	int length;
 
-	if (level == LIBBPF_DEBUG || used + 1 >= log_room)
+	if (level == LIBBPF_DEBUG || !log_text)
 		return 0;
-	return vsnprintf(log_text + used, log_room - used, format, args);
+	length = vasprintf(&text, format, args);
+	if (length < 0)
+		return length;
+	append(text, length);
+	free(text);
+	return length;
 }
 
 static struct bpf_map *rodata_of(struct bpf_object *object)
@@ -67,6 +91,43 @@ static int set_variable(struct bpf_object *object, const struct vfr_setting *set
 		return 0;
 	}
 	return -ENOENT;
+}
+
+/* Descriptors of the inner maps that outer ones were made by; needed until these are loaded. */
+struct templates {
+	int fd[16];
+	int count;
+};
+
+/*
+ * Gives every map in map a template without BTF. libbpf would make one with it, and Linux 6.1 then
+ * refuses the inner maps that the control plane makes, which have none: up to there the places of a
+ * value's timer are compared, and "has none" and "has no BTF to say" are not the same number.
+ */
+static int make_templates(struct bpf_object *object, struct templates *made)
+{
+	struct bpf_map *map;
+
+	bpf_object__for_each_map(map, object) {
+		const struct bpf_map *inner = bpf_map__inner_map(map);
+		DECLARE_LIBBPF_OPTS(bpf_map_create_opts, opts);
+		int fd, err;
+
+		if (!inner)
+			continue;
+		if (made->count == (int)(sizeof(made->fd) / sizeof(*made->fd)))
+			return -E2BIG;
+		opts.map_flags = bpf_map__map_flags(inner);
+		fd = bpf_map_create(bpf_map__type(inner), "template", bpf_map__key_size(inner),
+				    bpf_map__value_size(inner), bpf_map__max_entries(inner), &opts);
+		if (fd < 0)
+			return fd;
+		made->fd[made->count++] = fd;
+		err = bpf_map__set_inner_map_fd(map, fd);
+		if (err)
+			return err;
+	}
+	return 0;
 }
 
 static int pin_all(struct bpf_object *object, const char *directory)
@@ -109,6 +170,7 @@ static int has_kernel_context(void)
 int vfr_load(const char *path, const char *directory, const struct vfr_setting *settings, int count,
 	     char *log, size_t log_size)
 {
+	struct templates templates = {};
 	struct bpf_object *object;
 	struct vfr_setting context = { "kernel_context", has_kernel_context() };
 	int err;
@@ -123,10 +185,14 @@ int vfr_load(const char *path, const char *directory, const struct vfr_setting *
 	for (int i = 0; i < count && !err; i++)
 		err = set_variable(object, &settings[i]);
 	if (!err)
+		err = make_templates(object, &templates);
+	if (!err)
 		err = bpf_object__load(object);
 	if (!err)
 		err = pin_all(object, directory);
 	bpf_object__close(object);
+	while (templates.count)
+		close(templates.fd[--templates.count]);
 	return err;
 }
 

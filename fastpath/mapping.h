@@ -134,15 +134,19 @@ static __always_inline bool use_mapping(struct vfr_mapping *m, __u8 protocol, __
 
 #define MAPPING_IS_NEW 0x10000
 
-/* Enters a new mapping; if another CPU was faster, its mapping is the one that counts. The outside
- * port, with MAPPING_IS_NEW if it is ours; 0 if there is none. */
+/*
+ * Enters a new mapping; if another CPU was faster, its mapping is the one that counts. The outside
+ * port, with MAPPING_IS_NEW if it is ours; 0 if there is none.
+ * NOTE: an error of a map helper is an int. Up to Linux 6.3 the verifier puts the map's own function in
+ * the helper's place, which leaves the upper half of the register zero: as a long it is not negative.
+ */
 __noinline __u32 new_mapping(__u32 slot, const struct vfr_mapping_key *key, __u64 now, __u64 expires)
 {
 	void *table = bpf_map_lookup_elem(&mappings, &slot);
 	struct vfr_domain *owner = domain_in(slot);
 	struct vfr_mapping mapping = { .expires_ns = expires }, *winner;
 	struct port_search search = { .mappings = table, .now = now };
-	long err;
+	int err;
 
 	if (!table || !owner || !key || !owner->port_count)
 		return 0;

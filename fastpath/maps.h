@@ -153,7 +153,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, VFR_SLOTS + 1); /* the last is for the LAN, VFR_ROW_LAN */
+	__uint(max_entries, VFR_ROWS);
 	__type(key, __u32);
 	__type(value, struct vfr_runtime);
 } runtime SEC(".maps");
@@ -164,6 +164,12 @@ struct {
 	__type(key, __u32);
 	__type(value, struct vfr_counters);
 } counters SEC(".maps");
+
+/* Drops, for whoever listens. What does not fit is lost, and counted like everything else. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 18);
+} events SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

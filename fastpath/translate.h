@@ -82,7 +82,7 @@ __noinline enum vfr_verdict enter_session(__u32 slot, __u32 kind, const struct v
 					  const struct vfr_session *s, __u64 now)
 {
 	void *table;
-	long err;
+	int err;
 
 	table = kind == VFR_KIND_INBOUND ? bpf_map_lookup_elem(&inbound, &slot)
 					 : bpf_map_lookup_elem(&sessions, &slot);

@@ -101,9 +101,9 @@ static __always_inline bool uplink_ports(struct vfr_pkt *p)
  * router's, but one that is no martian, which can't be told any more behind this. */
 static __always_inline enum vfr_verdict uplink_error(struct vfr_pkt *p)
 {
+	enum vfr_verdict offload = check_offload(p), verdict;
 	__be32 from = p->src;
 	struct vfr_outside *entry;
-	enum vfr_verdict verdict;
 
 	if (p->fragment || take_quoted(p) != VFR_CONTINUE)
 		return VFR_NOT_OURS;
@@ -111,13 +111,13 @@ static __always_inline enum vfr_verdict uplink_error(struct vfr_pkt *p)
 	if (!entry || entry->holder == VFR_PORT_FREE)
 		return VFR_NOT_OURS;
 	verdict = guard_ip_header(p);
+	if (verdict == VFR_CONTINUE)
+		verdict = offload;
 	if (verdict != VFR_CONTINUE)
 		return verdict;
 	if (is_martian(from) || is_multicast(from) || is_link_local(from) || bpf_map_lookup_elem(&addresses, &from))
 		return VFR_DROP_MARTIAN;
 	verdict = check_quoted(p->skb, p->l3_length, p->quoted_l4);
-	if (verdict == VFR_CONTINUE && p->partial)
-		verdict = VFR_DROP_OFFLOAD;
 	return verdict == VFR_CONTINUE ? uplink_session(p, entry) : verdict;
 }
 

@@ -12,9 +12,10 @@
  *     @vif_ingress           @vif_ingress            @vif_ingress
  *          |                      |                        |
  *          +----------------------+------------------------+
- *              parse > guard > answer > session > policy > fits > translate > deliver
- *          +------------------------------------------------------------+
- *          |
+ *      parse > guard > answer > fragment > related > session > policy > fits > translate > deliver
+ *          +----------------------+------------------------+--------------------+
+ *          |                      |                                             |
+ *          |               @sorter_ingress: the kernel's reassembly         @refuse
  *     @uplink_ingress  (parse and guard in uplink.h: only what is ours comes this far)
  *          |
  *        uplink ===== LAN
@@ -22,7 +23,8 @@
  * A packet is judged once, on the hook of the interface it came in by; the redirect that delivers it
  * skips the receiver's hooks. Each stage is the header of its name and returns a verdict; the first
  * that is not VFR_CONTINUE is the packet's end. @finish is the only exit: it counts the verdict and
- * turns it into what the kernel is told.
+ * turns it into what the kernel is told; where a router owes the sender an ICMP error, @refuse makes one
+ * of the packet.
  *
  * Identity comes from the interface: @vifs gives the slot, @domains the one MAC and address that its
  * frames may carry. Nothing a guest writes into a frame changes whose it is.
@@ -31,7 +33,14 @@
  * map per slot), or, if the LAN opened it through a forward, in the domain's @inbound. The size of an
  * inner map is a quota that no other domain can touch. A mapping (@mappings) ties an inside port to
  * an outside port for all remotes; @outside finds the way back. Both say when they expire, and an
- * expired one is as good as none, so nothing depends on a process that cleans up.
+ * expired one is as good as none, so nothing depends on a process that cleans up. Limits (limit.h) and
+ * timers are the control plane's to set; TCP's states are a table (@tcp_next).
+ *
+ * Three ways lead round. Fragments out of order, and packets that must be cut, go through the sorter, a
+ * network namespace of ours that puts them in order and gives them back (@to_sorter). A domain that
+ * speaks to a port of ours by the LAN address goes out as if to the LAN and in again by the uplink's
+ * hook (@deliver_hairpin). An ICMP error about one of our conversations is looked up as an answer to
+ * what it quotes, and the quote translated with it (@parse_quoted).
  *
  * Invariants
  *   - A VIF's frame ends in a redirect or a drop; only @uplink_ingress ever lets the host's stack
@@ -43,8 +52,9 @@
  *     the fastpath writes (@runtime, inner maps, @counters) nobody else does while a tenant lives.
  *   - @deliver_lan sends nothing that does not carry domain 0's LAN address as its source.
  *
- * NOTE: not handled yet, and dropped under names of their own: IPv6, IP options, fragments, ICMP
- * other than echo, hairpinning, and the ICMP errors a router owes (TTL, MTU, policy).
+ * NOTE: dropped under names of their own: IPv6, IP options, ICMP other than echo and the errors that
+ * say why a packet did not arrive, and protocols other than TCP, UDP and ICMP. Sequence numbers are not
+ * tracked, but for the one that a TCP peer must acknowledge before it counts as there.
  */
 #include <linux/pkt_cls.h>
 #include "answer.h"
@@ -78,6 +88,7 @@ const volatile struct vfr_inner_types {
 	struct vfr_closing closing;
 	struct vfr_fragment_key fragment_key;
 	struct vfr_fragment fragment;
+	struct vfr_event event;
 } abi_inner_types = {};
 
 static __always_inline void count(struct vfr_pkt *p, enum vfr_verdict verdict)
@@ -126,6 +137,23 @@ static __always_inline void note_trace(struct vfr_pkt *p, enum vfr_verdict verdi
 	end->ifindex = verdict == VFR_TO_LAN ? p->config->uplink_ifindex : p->to ? p->to->ifindex : 0;
 }
 
+static __always_inline void tell_drop(struct vfr_pkt *p, enum vfr_verdict verdict)
+{
+	struct vfr_event event = {
+		.at_ns = p->now,
+		.row = p->row,
+		.verdict = verdict,
+		.src = p->src,
+		.dst = p->dst,
+		.sport = p->sport,
+		.dport = p->dport,
+		.bytes = p->skb->len,
+		.protocol = p->l4_proto,
+	};
+
+	tell(p->from ? p->from->events_per_s : VFR_LAN_EVENTS_PER_S, p->now, &event);
+}
+
 /* The one exit. */
 static __always_inline int finish(struct vfr_pkt *p, enum vfr_verdict verdict)
 {
@@ -144,6 +172,7 @@ static __always_inline int finish(struct vfr_pkt *p, enum vfr_verdict verdict)
 		/* Whoever is next on the hook, then the host's stack; for what the sorter had, back to it. */
 		return p->sorted ? p->action : TC_ACT_UNSPEC;
 	default:
+		tell_drop(p, verdict);
 		return refuse(p, verdict);
 	}
 }

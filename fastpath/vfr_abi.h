@@ -84,6 +84,7 @@ enum vfr_limit {
 	VFR_ROW_LAN = 4096,           /* counters: what came in by the uplink */
 	VFR_ROW_UNKNOWN = 4097,       /* counters: what came in by a VIF of no domain */
 	VFR_ROWS = 4098,
+	VFR_LAN_EVENTS_PER_S = 100,   /* events of what came in by the uplink, or by a VIF of no domain */
 	VFR_NODE_LAN = 0xfffe,        /* policy: everything behind the uplink */
 	VFR_NODE_ANY = 0xffff,        /* policy: everyone */
 	VFR_PORT_SPACE = 65536,       /* outside ports of one protocol */
@@ -199,13 +200,14 @@ struct vfr_domain {
 	__u32 half_open;              /* TCP sessions without an answer, each way */
 	__u32 new_per_s;              /* new conversations a second, each way; 0 for any number */
 	__u32 errors_per_s;           /* ICMP errors sent to it a second */
+	__u32 events_per_s;           /* drops of its that are told of in @events a second */
 	__u16 port_low;               /* the port block, empty if port_count is 0 */
 	__u16 port_count;
 	__u8 mac[6];
 	__u8 deliver;                 /* enum vfr_deliver */
 	__u8 zero;
 };
-_Static_assert(sizeof(struct vfr_domain) == 52, "vfr_domain");
+_Static_assert(sizeof(struct vfr_domain) == 56, "vfr_domain");
 
 /* @sessions, @inbound: an inner map per slot. "Remote" is a LAN host or another domain. */
 struct vfr_session_key {
@@ -322,10 +324,13 @@ struct vfr_runtime {
 	__u64 opened_until_ns;        /* rate of conversations that it opened */
 	__u64 entered_until_ns;       /* rate of conversations that the LAN opened to it */
 	__u64 errors_until_ns;        /* rate of ICMP errors sent to it */
+	__u64 events_until_ns;        /* rate of its events */
 	__s32 half_open;              /* TCP sessions in VFR_TCP_OPENING that it opened */
 	__s32 half_open_inbound;      /* and that the LAN opened to it */
+	__u32 untold;                 /* drops since the last event that nothing was said of */
+	__u32 zero;
 };
-_Static_assert(sizeof(struct vfr_runtime) == 40, "vfr_runtime");
+_Static_assert(sizeof(struct vfr_runtime) == 56, "vfr_runtime");
 
 /* @counters, a row per slot and CPU. A frame is counted once, where it came in. */
 struct vfr_count {
@@ -338,6 +343,22 @@ struct vfr_counters {
 	struct vfr_count errors;      /* ICMP errors that it was sent by the router */
 	struct vfr_count by_verdict[VFR_MAX_VERDICTS];
 };
+
+/* @events: a drop that is told of. Addresses and ports are 0 where the packet was not read that far. */
+struct vfr_event {
+	__u64 at_ns;                  /* CLOCK_MONOTONIC */
+	__u32 row;                    /* the counters' row: whose packet it was */
+	__u32 verdict;                /* enum vfr_verdict */
+	__be32 src;
+	__be32 dst;
+	__be16 sport;
+	__be16 dport;
+	__u32 bytes;
+	__u32 untold;                 /* how many of the same row's, before it, went without an event */
+	__u8 protocol;
+	__u8 zero[3];
+};
+_Static_assert(sizeof(struct vfr_event) == 40, "vfr_event");
 
 /* @trace, one row: the last packet's end, written only by an object that was loaded for it. */
 struct vfr_trace {

@@ -118,7 +118,9 @@ def map_size(btf: Btf, members: dict[str, int], what: str) -> int:
     """What a map's key or value takes, by its type or by its size; maps in maps hold a number."""
     if what in members:
         return btf.size(btf.types[members[what]]["type_id"])
-    return btf.number(members[f"{what}_size"]) if f"{what}_size" in members else 4
+    if f"{what}_size" in members:
+        return btf.number(members[f"{what}_size"])
+    return 4 if "values" in members or (what == "key" and "value" in members) else 0
 
 
 def map_source(btf: Btf, definition: dict[str, Any]) -> str:

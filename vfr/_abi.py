@@ -33,6 +33,7 @@ class Limit(enum.IntEnum):
     ROW_LAN = 4096
     ROW_UNKNOWN = 4097
     ROWS = 4098
+    LAN_EVENTS_PER_S = 100
     NODE_LAN = 65534
     NODE_ANY = 65535
     PORT_SPACE = 65536
@@ -229,6 +230,7 @@ class Domain(ctypes.Structure):
         ("half_open", ctypes.c_uint32),
         ("new_per_s", ctypes.c_uint32),
         ("errors_per_s", ctypes.c_uint32),
+        ("events_per_s", ctypes.c_uint32),
         ("port_low", ctypes.c_uint16),
         ("port_count", ctypes.c_uint16),
         ("mac", ctypes.c_uint8 * 6),
@@ -237,7 +239,25 @@ class Domain(ctypes.Structure):
     ]
 
 
-assert ctypes.sizeof(Domain) == 52
+assert ctypes.sizeof(Domain) == 56
+
+class Event(ctypes.Structure):
+    _fields_ = [
+        ("at_ns", ctypes.c_uint64),
+        ("row", ctypes.c_uint32),
+        ("verdict", ctypes.c_uint32),
+        ("src", ctypes.c_uint32.__ctype_be__),
+        ("dst", ctypes.c_uint32.__ctype_be__),
+        ("sport", ctypes.c_uint16.__ctype_be__),
+        ("dport", ctypes.c_uint16.__ctype_be__),
+        ("bytes", ctypes.c_uint32),
+        ("untold", ctypes.c_uint32),
+        ("protocol", ctypes.c_uint8),
+        ("zero", ctypes.c_uint8 * 3),
+    ]
+
+
+assert ctypes.sizeof(Event) == 40
 
 class Fragment(ctypes.Structure):
     _fields_ = [
@@ -326,12 +346,15 @@ class Runtime(ctypes.Structure):
         ("opened_until_ns", ctypes.c_uint64),
         ("entered_until_ns", ctypes.c_uint64),
         ("errors_until_ns", ctypes.c_uint64),
+        ("events_until_ns", ctypes.c_uint64),
         ("half_open", ctypes.c_int32),
         ("half_open_inbound", ctypes.c_int32),
+        ("untold", ctypes.c_uint32),
+        ("zero", ctypes.c_uint32),
     ]
 
 
-assert ctypes.sizeof(Runtime) == 40
+assert ctypes.sizeof(Runtime) == 56
 
 class Session(ctypes.Structure):
     _fields_ = [
@@ -374,18 +397,19 @@ class MapSpec(NamedTuple):
 MAPS = {
     "policy": MapSpec(12, 4, 4, 1, 0, inner=MapSpec(1, 4, 4, 1, 1)),
     "port_sets": MapSpec(11, 12, 4, 1048576, 1),
+    "events": MapSpec(27, 0, 0, 262144, 0),
     "sessions": MapSpec(12, 4, 4, 4096, 0, inner=MapSpec(1, 12, 32, 2048, 1)),
     "inbound": MapSpec(12, 4, 4, 4096, 0, inner=MapSpec(1, 12, 32, 2048, 1)),
     "mappings": MapSpec(12, 4, 4, 4096, 0, inner=MapSpec(1, 4, 16, 192, 1)),
     "fragments": MapSpec(12, 4, 4, 4097, 0, inner=MapSpec(1, 12, 32, 32, 1)),
     "config": MapSpec(2, 4, 80, 1, 0),
     "vifs": MapSpec(1, 4, 4, 8192, 0),
-    "domains": MapSpec(2, 4, 52, 4096, 0),
+    "domains": MapSpec(2, 4, 56, 4096, 0),
     "addresses": MapSpec(1, 4, 4, 8192, 0),
     "closing": MapSpec(12, 4, 4, 12288, 0, inner=MapSpec(22, 0, 16, 64, 0)),
     "identifications": MapSpec(2, 4, 4, 1024, 0),
     "outside": MapSpec(2, 4, 8, 196608, 0),
-    "runtime": MapSpec(2, 4, 40, 4097, 0),
+    "runtime": MapSpec(2, 4, 56, 4098, 0),
     "counters": MapSpec(6, 4, 1056, 4098, 0),
     "trace": MapSpec(2, 4, 16, 1, 0),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -35,6 +36,11 @@ def _show(answer: Any, as_json: bool, human: Callable[[Any], None]) -> None:
         print(json.dumps(answer, indent=2))
     else:
         human(answer)
+
+
+def _line(answer: Any) -> str:
+    """One line of JSON, where the answer is a stream."""
+    return json.dumps(answer)
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
@@ -193,6 +199,7 @@ def domain_limit(
     half_open: Annotated[int | None, typer.Option(help="TCP conversations without an answer, each way.")] = None,
     new_per_s: Annotated[int | None, typer.Option(help="New conversations a second, each way; 0: any.")] = None,
     errors_per_s: Annotated[int | None, typer.Option(help="ICMP errors sent to it a second.")] = None,
+    events_per_s: Annotated[int | None, typer.Option(help="Drops that `vfr log` tells of a second.")] = None,
     fragments: Annotated[int | None, typer.Option(help="Datagrams in fragments at a time.")] = None,
     json: Json = False,
 ) -> None:
@@ -204,6 +211,7 @@ def domain_limit(
             "half_open": half_open,
             "new_per_s": new_per_s,
             "errors_per_s": errors_per_s,
+            "events_per_s": events_per_s,
             "fragments": fragments,
         }
     )
@@ -246,6 +254,28 @@ def sweep(json: Json = False) -> None:
     with Router() as router:
         router.sweep()
     _show({"swept": True}, json, lambda _: print("what had expired is gone"))
+
+
+def _show_event(event: dict[str, Any]) -> None:
+    if event["untold"]:
+        print(f"{event['who']}: {event['untold']} more went untold")
+    ends = f"{event['src']}:{event['sport']} -> {event['dst']}:{event['dport']} {event['protocol']}"
+    print(f"{event['who']}: {event['verdict']} {ends}, {event['bytes']} bytes", flush=True)
+
+
+@app.command()
+def log(
+    count: Annotated[int | None, typer.Option(help="End after so many.")] = None,
+    wait: Annotated[float | None, typer.Option(help="End after so many seconds without one.")] = None,
+    json: Json = False,
+) -> None:
+    """Tell of drops as they happen, at a rate per domain (see `vfr domain limit`)."""
+    with Router() as router:
+        for event in itertools.islice(router.events(wait), count):
+            if json:
+                print(_line(asdict(event)), flush=True)
+            else:
+                _show_event(asdict(event))
 
 
 @app.command()

@@ -16,7 +16,7 @@ import hashlib
 import os
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv4Network
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vfr import instance as instances
-from vfr._abi import Limit
+from vfr._abi import Limit, Verdict
 from vfr.errors import ConflictError, KernelError, UsageError, VfrError
 from vfr.registry import Contents, Domain, Nat, Registry, Rules, locked, read_only
 from vfr.settings import DOM0_LIMITS, Limits, Timers
@@ -49,6 +49,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,30}[a-z0-9])?")
 _RESERVED = ("any", "lan", "dom0", "internet")
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 _NEVER = tuple(IPv4Network(n) for n in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "240.0.0.0/4"))
+_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
 _LINK_LOCAL = IPv4Network("169.254.0.0/16")
 
 
@@ -92,6 +93,22 @@ class NatStatus:
     rules: str | None
     domains: int
     attached_by: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DropEvent:
+    """One drop, as `vfr log` tells of it. `who` sent it: a domain, dom0, lan or unknown; `untold` are the
+    drops of the same sender's since its last event that nothing was said of."""
+
+    who: str
+    verdict: str
+    src: str
+    dst: str
+    sport: int
+    dport: int
+    protocol: str
+    bytes: int
+    untold: int
 
 
 def _check_machine() -> None:
@@ -308,6 +325,31 @@ class Router:
             who: {verdict: {"packets": p, "bytes": b} for verdict, (p, b) in counted.get(row, {}).items()}
             for who, row in wanted.items()
         }
+
+    def events(self, wait_s: float | None = None) -> Iterator[DropEvent]:
+        """Drops as they happen, at each domain's rate; ends after `wait_s` seconds without one, or never.
+        There is one reader at a time."""
+        from vfr.kernel.host import Host
+
+        contents = self._contents()
+        names = {0: "dom0", int(Limit.ROW_LAN): "lan", int(Limit.ROW_UNKNOWN): "unknown"}
+        names.update({d.slot: d.name for d in contents.domains})
+        host = Host(self._instance)
+        try:
+            for e in host.fastpath.events(wait_s) if host.is_loaded else ():
+                yield DropEvent(
+                    who=names.get(e.row, f"slot {e.row}"),
+                    verdict=Verdict(e.verdict).name,
+                    src=str(IPv4Address(e.src)),
+                    dst=str(IPv4Address(e.dst)),
+                    sport=e.sport,
+                    dport=e.dport,
+                    protocol=_PROTOCOLS.get(e.protocol, str(e.protocol)),
+                    bytes=e.bytes,
+                    untold=e.untold,
+                )
+        finally:
+            host.close()
 
     # Changing
 

@@ -38,17 +38,23 @@ class Timers:
 class Limits:
     """What one domain may have. `sessions` that it opened and `inbound` that the LAN opened to it,
     `half_open` TCP sessions without an answer (of each), `new_per_s` new conversations a second (each way,
-    0 for any number), `errors_per_s` ICMP errors sent to it, `fragments` datagrams in pieces at a time."""
+    0 for any number), `errors_per_s` ICMP errors sent to it, `events_per_s` drops of its that `vfr log` tells of, `fragments` datagrams in pieces at a time."""
 
     sessions: int = 2048
     inbound: int = 1024
     half_open: int = 512
     new_per_s: int = 50_000
     errors_per_s: int = 100
+    events_per_s: int = 10
     fragments: int = 32
 
     def __post_init__(self) -> None:
-        _check(self, {"new_per_s": 0}, {"new_per_s": 10**7, "errors_per_s": 10**5, "fragments": 4096}, "")
+        _check(
+            self,
+            {"new_per_s": 0, "events_per_s": 0},
+            {"new_per_s": 10**7, "errors_per_s": 10**5, "fragments": 4096},
+            "",
+        )
 
 
 DOM0_LIMITS = Limits(sessions=8192, inbound=16, half_open=4096, new_per_s=0, errors_per_s=1000, fragments=256)

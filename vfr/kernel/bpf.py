@@ -241,7 +241,7 @@ class Map:
                 yield key, value
 
     def dump(self) -> list[tuple[int, bytes]]:
-        """All rows of an array, or of an array of maps those that are there, in one system call."""
+        """All rows of an array, in one system call. Not for maps in maps: see Fastpath.tables."""
         keys = (ctypes.c_uint32 * self.entries)()
         values = ctypes.create_string_buffer(self.entries * self.value_size)
         cursor = ctypes.c_uint32()

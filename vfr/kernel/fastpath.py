@@ -10,7 +10,7 @@ import ctypes
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -20,6 +20,7 @@ from vfr import _abi
 from vfr._abi import Deliver, Holder, Kind, Limit, Rule, Space, Verdict
 from vfr.errors import KernelError
 from vfr.kernel import attach, bpf, loader
+from vfr.kernel.ringbuf import RingBuffer
 from vfr.settings import LAN_FRAGMENTS, Limits, Timers
 
 if TYPE_CHECKING:
@@ -30,12 +31,15 @@ PROGRAMS: dict[Hook, str] = {"vif": "vif_ingress", "uplink": "uplink_ingress", "
 SWEEP = "sweep_row"
 ROW_NAMES = {int(Limit.ROW_LAN): "lan", int(Limit.ROW_UNKNOWN): "unknown"}
 _PROTOCOL_SPACE = {"tcp": Space.SPACE_TCP, "udp": Space.SPACE_UDP}
+# Maps that no program reads, beside the object's: what control notes down in the kernel, for as long as
+# the kernel's own state lives. Name -> (value size, places).
 _DIGEST_SIZE = 64
 # What is remembered of a domain's closing conversations, beside those that hold an outside port.
 _CLOSING_NEAR, _CLOSING_INBOUND = 256, 256
 _RULES = {"allow": Rule.RULE_ALLOW, "reject": Rule.RULE_REJECT}
 _TABLES = ("sessions", "inbound", "mappings", "fragments")
 _LIMIT_FIELDS = {"fragments": "pieces"}
+_NOTES = {"digest": (_DIGEST_SIZE, 1), "complete": (4, int(Limit.SLOTS))}
 _Row = TypeVar("_Row", bound=ctypes.Structure)
 
 
@@ -205,7 +209,8 @@ class Fastpath:
                 size = spec.value_size * (_possible_cpus() if name == "counters" else 1)
                 fd = bpf.get_pinned(base / name)
                 self._maps[name] = bpf.Map(fd, name, spec.key_size, size, spec.max_entries)
-            self._maps["digest"] = bpf.Map(bpf.get_pinned(base / "digest"), "digest", 4, _DIGEST_SIZE, 1)
+            for name, (size, places) in _NOTES.items():
+                self._maps[name] = bpf.Map(bpf.get_pinned(base / name), name, 4, size, places)
         except KernelError:
             self.close()
             raise
@@ -221,11 +226,12 @@ class Fastpath:
         fresh.mkdir()
         (pins / "links").mkdir(exist_ok=True)
         loader.load(fresh, settings or {})
-        digest = bpf.create_map(bpf.TYPE_ARRAY, 4, _DIGEST_SIZE, 1, 0, "digest")
-        try:
-            bpf.pin(digest, fresh / "digest")
-        finally:
-            os.close(digest)
+        for name, (size, places) in _NOTES.items():
+            fd = bpf.create_map(bpf.TYPE_ARRAY, 4, size, places, 0, name)
+            try:
+                bpf.pin(fd, fresh / name)
+            finally:
+                os.close(fd)
         fresh.rename(pins / "fastpath")
         made = cls(pins)
         made.new_lan_tables()
@@ -236,7 +242,7 @@ class Fastpath:
         """The fastpath under `pins`, None if there is none or it is not whole."""
         if not (pins / "fastpath").is_dir() or not (pins / "links").is_dir():
             return None
-        wanted = {*PROGRAMS.values(), SWEEP, *_abi.MAPS, "digest"}
+        wanted = {*PROGRAMS.values(), SWEEP, *_abi.MAPS, *_NOTES}
         if not wanted <= {p.name for p in (pins / "fastpath").iterdir()}:
             return None
         return cls(pins)
@@ -322,23 +328,34 @@ class Fastpath:
     # State per slot
 
     def tables(self) -> frozenset[int]:
-        """The slots that have all their inner maps."""
-        held = [frozenset(slot for slot, _ in self._maps[name].dump()) for name in _TABLES]
-        queues = {place for place, _ in self._maps["closing"].dump()}
-        whole = frozenset.intersection(*held) - {int(Limit.ROW_LAN)}
-        return frozenset(s for s in whole if all(s * Kind.KINDS + kind in queues for kind in range(Kind.KINDS)))
+        """The slots that have all their inner maps.
+
+        They are noted down, since asking the outer maps is slow: until Linux 6.8 each place that is read,
+        empty or not, waits for an RCU grace period, 4096 of them for a minute.
+        """
+        return frozenset(slot for slot, raw in self._maps["complete"].dump() if _from_u32(raw))
 
     def new_tables(self, slot: int, limits: Limits, port_count: int) -> None:
         """Fresh, empty inner maps: the slot's conversations and mappings are gone."""
+        self._maps["complete"].set(_u32(slot), _u32(0))
         self.new_runtime(slot)
-        for name, entries in _table_sizes(limits, port_count).items():
-            self._put_inner(name, slot, entries).close()
-        for kind, entries in (
-            (Kind.KIND_LAN, port_count),
-            (Kind.KIND_NEAR, _CLOSING_NEAR),
-            (Kind.KIND_INBOUND, _CLOSING_INBOUND),
-        ):
-            self._put_inner("closing", slot * Kind.KINDS + kind, entries).close()
+        places = {name: [(slot, entries)] for name, entries in _table_sizes(limits, port_count).items()}
+        queues = (port_count, _CLOSING_NEAR, _CLOSING_INBOUND)
+        places["closing"] = [(slot * Kind.KINDS + kind, entries) for kind, entries in enumerate(queues)]
+        self._put_at_once(places)
+        self._maps["complete"].set(_u32(slot), _u32(1))
+
+    def _put_at_once(self, places: Mapping[str, list[tuple[int, int]]]) -> None:
+        """Fresh inner maps, per outer map (place, entries). For each the kernel waits until no program can
+        be looking at the one before, so they are put there side by side."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        def put(name: str) -> None:
+            for place, entries in places[name]:
+                self._put_inner(name, place, entries).close()
+
+        with ThreadPoolExecutor(len(places)) as pool:
+            list(pool.map(put, places))
 
     def new_lan_tables(self) -> None:
         """What is remembered of fragments from the LAN begins anew."""
@@ -382,6 +399,7 @@ class Fastpath:
 
     def drop_tables(self, slot: int) -> None:
         """Gives the slot's inner maps back."""
+        self._maps["complete"].set(_u32(slot), _u32(0))
         for name in _TABLES:
             self._maps[name].delete(_u32(slot))
         for kind in range(Kind.KINDS):
@@ -494,6 +512,15 @@ class Fastpath:
     def reset_counters(self, slot: int) -> None:
         """Sets a slot's counters to zero, for its next tenant."""
         self._maps["counters"].set(_u32(slot), bytes(self._maps["counters"].value_size))
+
+    def events(self, wait_s: float | None) -> Iterator[_abi.Event]:
+        """Drops, as they are told of; ends after `wait_s` seconds without one, or never."""
+        ring = RingBuffer(self._maps["events"].fd, self._maps["events"].entries)
+        try:
+            for record in ring.records(wait_s):
+                yield _parse(_abi.Event, record)
+        finally:
+            ring.close()
 
     # Hooks
 

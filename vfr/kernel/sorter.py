@@ -100,4 +100,3 @@ def connect(name: str, mac: str, path: Path) -> int:
 def set_mtu(path: Path, mtu: int) -> None:
     """To what length it cuts, and with that, that it forwards at all."""
     links.configure_return(str(mounts.seen_from_here(path)), INSIDE, _NEXT_HOP, mtu)
-
