@@ -7,6 +7,11 @@ from collections.abc import Iterator
 import pytest
 from support.bench import Bench
 from support.native import LIBRARY, Native
+from support.outcomes import Outcomes
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Outcomes(config), "outcomes")
 
 
 @pytest.fixture(scope="session")
