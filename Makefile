@@ -9,22 +9,31 @@ CLANG    := clang-14
 PACKAGES := clang-14 llvm-14 libclang-rt-14-dev gcc make libc6-dev libbpf-dev bpftool nftables iproute2 python3 python3-venv \
             openssh-server openssh-client tcpdump iputils-ping iputils-arping procps ethtool util-linux \
             stun-client stun-server
+VM_PACKAGES := qemu-system-x86 busybox-static cpio kmod
 BPFFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter \
             -I/usr/include/$(shell uname -m)-linux-gnu
 HEADERS  := $(wildcard fastpath/*.h)
 
 include fastpath/native/native.mk
 
-.PHONY: all packages build abi lab lab-down test check clean
+.PHONY: all packages vm-packages build abi lab lab-down test test-6.1 verifier check clean
 all: build
 
 # apt is asked only when something is missing, so that every other run is quick and needs no network.
 packages:
-	@missing=$$(for p in $(PACKAGES); do \
+	@$(call install,$(PACKAGES))
+
+# Without these tests/vm is skipped, by name, and the rest goes on.
+vm-packages:
+	@$(call install,$(VM_PACKAGES)) || echo "not to be had: some of $(VM_PACKAGES)"
+
+define install
+missing=$$(for p in $(1); do \
 	    dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	if [ -n "$$missing" ]; then \
 	    echo "installing $$missing" && apt-get update -q && \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$missing; fi
+endef
 
 $(VENV)/.installed: pyproject.toml | packages
 	$(PYTHON) -m venv $(VENV)
@@ -57,8 +66,16 @@ check: build
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-test: build native check
+test: build native check vm-packages
 	$(VENV)/bin/pytest
+
+# Debian 12's own kernel in QEMU: see tests/vm/README.md.
+test-6.1: build native vm-packages
+	$(VENV)/bin/pytest -s tests/vm
+
+# What this machine's verifier makes of the fastpath.
+verifier: build
+	$(VENV)/bin/python tools/verifier.py
 
 clean:
 	rm -rf $(BUILD) build

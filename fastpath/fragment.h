@@ -40,14 +40,18 @@ __noinline enum vfr_verdict enter_fragment(__u32 row, const struct vfr_fragment_
 					   const struct vfr_fragment *note, __u64 now)
 {
 	void *table = bpf_map_lookup_elem(&fragments, &row);
+	struct vfr_fragment_key own_key;
+	struct vfr_fragment own_note;
 	int err;
 
 	if (!table || !key || !note)
 		return VFR_DROP_NOT_READY;
-	err = bpf_map_update_elem(table, key, note, BPF_ANY);
+	own_key = *key;
+	own_note = *note;
+	err = bpf_map_update_elem(table, &own_key, &own_note, BPF_ANY);
 	if (err == -E2BIG) {
 		sweep_sometimes(row, now);
-		err = bpf_map_update_elem(table, key, note, BPF_ANY);
+		err = bpf_map_update_elem(table, &own_key, &own_note, BPF_ANY);
 	}
 	return err ? VFR_DROP_FRAGMENTS_FULL : VFR_CONTINUE;
 }

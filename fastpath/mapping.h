@@ -146,10 +146,12 @@ __noinline __u32 new_mapping(__u32 slot, const struct vfr_mapping_key *key, __u6
 	struct vfr_domain *owner = domain_in(slot);
 	struct vfr_mapping mapping = { .expires_ns = expires }, *winner;
 	struct port_search search = { .mappings = table, .now = now };
+	struct vfr_mapping_key own;
 	int err;
 
 	if (!table || !owner || !key || !owner->port_count)
 		return 0;
+	own = *key;
 	search.low = owner->port_low;
 	search.count = owner->port_count;
 	search.space = space_of(key->protocol);
@@ -159,11 +161,11 @@ __noinline __u32 new_mapping(__u32 slot, const struct vfr_mapping_key *key, __u6
 	mapping.outside_port = take_port(&search, slot, key->inside_port);
 	if (!mapping.outside_port)
 		return 0;
-	err = bpf_map_update_elem(table, key, &mapping, BPF_NOEXIST);
+	err = bpf_map_update_elem(table, &own, &mapping, BPF_NOEXIST);
 	if (!err)
 		return mapping.outside_port | MAPPING_IS_NEW;
 	give_up_port(&search);
-	winner = err == -EEXIST ? bpf_map_lookup_elem(table, key) : NULL;
+	winner = err == -EEXIST ? bpf_map_lookup_elem(table, &own) : NULL;
 	return winner && use_mapping(winner, key->protocol, expires) ? winner->outside_port : 0;
 }
 

@@ -178,6 +178,11 @@ struct {
 	__type(value, struct vfr_trace);
 } trace SEC(".maps");
 
+/*
+ * NOTE: a map helper of Linux 6.1 takes keys and values from the stack, from a map or from a packet, and not
+ * by a pointer that a verified-for-itself (noinline) function was given: such a function copies first.
+ */
+
 static __always_inline struct vfr_config *config_now(void)
 {
 	__u32 zero = 0;

@@ -21,11 +21,13 @@ static __always_inline __u32 kind_of(const struct vfr_pkt *p)
 __noinline int state_changed(__u32 slot, __u32 kind, const struct vfr_closing *entry, __u32 old, __u32 new)
 {
 	struct vfr_runtime *r = runtime_of(slot);
+	struct vfr_closing own;
 	struct vfr_mapping *m;
 	void *queue;
 
 	if (!r || !entry)
 		return 0;
+	own = *entry;
 	if (is_half_open(old) && !is_half_open(new))
 		__sync_fetch_and_add(kind == VFR_KIND_INBOUND ? &r->half_open_inbound : &r->half_open, -1);
 	if (is_closing(old) == is_closing(new))
@@ -35,7 +37,7 @@ __noinline int state_changed(__u32 slot, __u32 kind, const struct vfr_closing *e
 		__sync_fetch_and_add(&m->open, is_closing(new) ? -1 : 1);
 	queue = closing_queue(slot, kind);
 	if (is_closing(new) && queue)
-		bpf_map_push_elem(queue, entry, BPF_EXIST);
+		bpf_map_push_elem(queue, &own, BPF_EXIST);
 	return 0;
 }
 
@@ -84,6 +86,8 @@ static __always_inline void refresh(struct vfr_pkt *p)
 __noinline enum vfr_verdict enter_session(__u32 slot, __u32 kind, const struct vfr_session_key *key,
 					  const struct vfr_session *s, __u64 now)
 {
+	struct vfr_session_key own_key;
+	struct vfr_session own;
 	void *table;
 	int err;
 
@@ -91,13 +95,15 @@ __noinline enum vfr_verdict enter_session(__u32 slot, __u32 kind, const struct v
 					 : bpf_map_lookup_elem(&sessions, &slot);
 	if (!table || !key || !s)
 		return VFR_DROP_NOT_READY;
-	err = bpf_map_update_elem(table, key, s, BPF_ANY);
+	own_key = *key;
+	own = *s;
+	err = bpf_map_update_elem(table, &own_key, &own, BPF_ANY);
 	if (err == -E2BIG) {
 		sweep_sometimes(slot, now);
-		err = bpf_map_update_elem(table, key, s, BPF_ANY);
+		err = bpf_map_update_elem(table, &own_key, &own, BPF_ANY);
 	}
 	if (err == -E2BIG && forget_oldest(slot, kind))
-		err = bpf_map_update_elem(table, key, s, BPF_ANY);
+		err = bpf_map_update_elem(table, &own_key, &own, BPF_ANY);
 	if (err)
 		return err == -E2BIG ? VFR_DROP_SESSIONS_FULL : VFR_DROP_KERNEL;
 	return VFR_CONTINUE;

@@ -107,7 +107,7 @@ class Host:
 
     def picture(self) -> dict[str, str]:
         """All that VFR might leave behind on the host."""
-        sysctls = "cd /proc/sys/net; for f in ipv4/conf/*/* ipv4/ip_* ipv6/conf/*/disable_ipv6; do echo $f $(cat $f 2>/dev/null); done"
+        sysctls = "cd /proc/sys/net; grep -s . ipv4/conf/*/* ipv4/ip_* ipv6/conf/*/disable_ipv6"
         return {
             "links": self.sh("dom0", "ip -o link | sed 's/ qlen.*//'"),
             "addresses": self.sh("dom0", "ip -o addr"),

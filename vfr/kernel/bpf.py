@@ -152,6 +152,29 @@ def object_id(fd: int) -> int:
     return int(info[1])
 
 
+class ProgramInfo(ctypes.Structure):
+    """What the kernel knows of a loaded program (struct bpf_prog_info): sizes in bytes, and how many
+    instructions the verifier walked through, on all paths together, to accept it."""
+
+    _fields_ = [
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("tag", ctypes.c_uint8 * 8),
+        ("jited_size", ctypes.c_uint32),
+        ("translated_size", ctypes.c_uint32),
+        ("_between", ctypes.c_uint8 * 192),
+        ("verified_instructions", ctypes.c_uint32),
+    ]
+
+
+def program_info(fd: int) -> ProgramInfo:
+    """The figures of a loaded program."""
+    info = ProgramInfo()
+    attr = _Info(fd=fd, length=ctypes.sizeof(info), info=ctypes.addressof(info))
+    _checked("asking about a BPF program", INFO_BY_FD, attr)
+    return info
+
+
 def create_map(kind: int, key: int, value: int, entries: int, flags: int, name: str) -> int:
     """A new map's file descriptor. Sizes in bytes."""
     attr = _Create(kind, key, value, entries, flags, 0, 0, name.encode()[:15])

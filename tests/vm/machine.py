@@ -1,0 +1,227 @@
+"""A little machine with Debian 12's own kernel, in QEMU without KVM.
+
+Nothing is installed for it on this host: the kernel's package is taken apart below build/vm. The machine
+has this host's /usr and /etc and this tree, all read-only, and memory for what is written.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Timer
+
+from vm.steps import TOP
+
+VM = TOP / "build" / "vm"
+KERNEL_LOG = VM / "kernel.log"
+VERSION = "6.1"
+BUSYBOX = Path("/bin/busybox")
+KERNEL_LINES = 12
+DEADLINE_S = 900
+PASSED = 2 * 0x20 + 1  # QEMU's exit status when `init` has said so, and nothing else's
+MEMORY = "1G"
+FIRST_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
+# What of the kernel's modules is kept: no sound, no graphics.
+PARTS = ("arch", "crypto", "lib", "net", "fs", "drivers/net", "drivers/virtio")
+
+
+class UnavailableError(Exception):
+    """There is no such machine to be had here; the text says what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A kernel's package, taken apart: `root` has boot/ and lib/modules/."""
+
+    release: str
+    root: Path
+
+    @property
+    def image(self) -> Path:
+        return self.root / "boot" / f"vmlinuz-{self.release}"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a machine said: each finished step's (exit status, text) by name, the rest, QEMU's exit status."""
+
+    steps: dict[str, tuple[int, str]]
+    rest: str
+    status: int
+
+    def problems(self, wanted: Iterable[str]) -> str:
+        """What of the steps failed or was not reached, with the machine's words; "" if nothing."""
+        failed = [f"{name}: exit {status}\n{text}" for name, (status, text) in self.steps.items() if status]
+        missing = [name for name in wanted if name not in self.steps]
+        if missing or (self.status != PASSED and not failed):
+            failed.append(f"it did not get to: {', '.join(missing) or 'the end'}\n{self.rest}")
+        return "\n".join(failed)
+
+
+def _ask(*argv: str, cwd: Path = TOP) -> str:
+    """A command's output. UnavailableError with its words if it fails or is missing."""
+    try:
+        done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UnavailableError(f"{argv[0]} is not installed") from None
+    if done.returncode:
+        raise UnavailableError(f"{' '.join(argv)}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
+def _package() -> str:
+    """The name of the package that the distribution's newest kernel of our version is in."""
+    depends = _ask("apt-cache", "depends", "linux-image-amd64")
+    found = re.search(rf"Depends: (linux-image-{re.escape(VERSION)}\.\S+-amd64)$", depends, re.MULTILINE)
+    if not found:
+        raise UnavailableError(f"linux-image-amd64 is not Linux {VERSION} here: {' '.join(depends.split())}")
+    return found[1]
+
+
+def _download(package: str, into: Path) -> Path:
+    """The package's file."""
+    _ask("apt-get", "download", "-q", package, cwd=into)
+    return next(into.glob("*.deb"))
+
+
+def _take_apart(package: Path, root: Path) -> None:
+    wanted = [f"./lib/modules/*/kernel/{part}" for part in PARTS]
+    tar = ["tar", "-x", "-C", str(root), "--wildcards", "./boot/vmlinuz-*", "./lib/modules/*/modules.*", *wanted]
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as source:
+        subprocess.run(tar, stdin=source.stdout, check=True)
+    if source.returncode:
+        raise UnavailableError(f"{package} is damaged")
+
+
+def _fetch() -> Kernel:
+    """The kernel's package, downloaded and taken apart, whole or not at all."""
+    package = _package()
+    release = package.removeprefix("linux-image-")
+    with tempfile.TemporaryDirectory(dir=VM) as directory:
+        root = Path(directory) / "root"
+        root.mkdir()
+        _take_apart(_download(package, Path(directory)), root)
+        _ask("depmod", "-b", str(root), release)
+        root.rename(VM / package)
+    return Kernel(release, VM / package)
+
+
+def kernel() -> Kernel:
+    """The kernel, fetched unless it lies below build/vm from an earlier run."""
+    for image in sorted(VM.glob(f"linux-image-{VERSION}.*/boot/vmlinuz-*")):
+        return Kernel(image.name.removeprefix("vmlinuz-"), image.parents[1])
+    VM.mkdir(parents=True, exist_ok=True)
+    try:
+        return _fetch()
+    except UnavailableError:  # apt's lists may be missing, or older than what the mirror still has
+        _ask("apt-get", "update", "-q")
+        return _fetch()
+
+
+def _first_modules(kernel: Kernel) -> list[Path]:
+    """The files of FIRST_MODULES and of what they need, in the order to load them."""
+    shown = ""
+    for name in FIRST_MODULES:
+        shown += _ask("modprobe", "-d", str(kernel.root), "-S", kernel.release, "--show-depends", name)
+    files = [line.split()[1] for line in shown.splitlines() if line.startswith("insmod ")]
+    return [Path(file) for file in dict.fromkeys(files)]
+
+
+def _initramfs(kernel: Kernel, work: Path) -> Path:
+    """The first root: busybox, tests/vm/init, and the modules that it takes to reach this host's files."""
+    root = work / "root"
+    for name in ("modules", "usr", "etc", "proc", "sys", "dev", "root", "var"):
+        (root / name).mkdir(parents=True)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (root / name).symlink_to(f"usr/{name}")
+    (root / "var/run").symlink_to("/run")
+    modules = _first_modules(kernel)
+    for module in modules:
+        shutil.copy(module, root / "modules")
+    (root / "modules/order").write_text("".join(f"{module.name}\n" for module in modules))
+    (root / "place").write_text(f"{TOP}\n")
+    (root / "modprobe").write_text(f"#!/bin/sh\nexec /usr/sbin/modprobe -d '{kernel.root}' \"$@\"\n")
+    shutil.copy(BUSYBOX, root / "busybox")
+    shutil.copy(TOP / "tests/vm/init", root / "init")
+    for name in ("modprobe", "init"):
+        (root / name).chmod(0o755)
+    names = subprocess.run(["find", "."], cwd=root, capture_output=True, check=True).stdout
+    packed = subprocess.run(
+        ["cpio", "-o", "-H", "newc", "--quiet"], cwd=root, input=names, stdout=subprocess.PIPE, check=True
+    )
+    (work / "initramfs").write_bytes(packed.stdout)
+    return work / "initramfs"
+
+
+def _share(path: Path, tag: str) -> list[str]:
+    return ["-virtfs", f"local,path={path},mount_tag={tag},security_model=none,readonly=on,multidevs=remap"]
+
+
+def _qemu(kernel: Kernel, initramfs: Path) -> list[str]:
+    """The first serial line is what the machine says, the second what its kernel says.
+
+    One CPU takes no more of a small host than one. RCU's grace periods, which every change of a map in map
+    waits for, are made short: they would be half of the time.
+    """
+    machine = ["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", MEMORY, "-no-reboot"]
+    bare = ["-nodefaults", "-no-user-config", "-display", "none"]
+    boot = ["-kernel", str(kernel.image), "-initrd", str(initramfs)]
+    words = ["-append", "console=ttyS1 panic=-1 mitigations=off rcupdate.rcu_expedited=1"]
+    lines = ["-serial", "stdio", "-serial", f"file:{KERNEL_LOG}", "-device", "isa-debug-exit,iobase=0xf4,iosize=1"]
+    shares = [*_share(Path("/usr"), "usr"), *_share(Path("/etc"), "etc"), *_share(TOP, "tree")]
+    return ["qemu-system-x86_64", *machine, *bare, *boot, *words, *lines, *shares]
+
+
+def _give_up(qemu: subprocess.Popen[bytes], said: list[str]) -> None:
+    said.append(f"\nkilled after {DEADLINE_S} s\n")
+    qemu.kill()
+
+
+def _run(argv: list[str]) -> tuple[str, int]:
+    """What QEMU's first serial line says, shown as it comes, and its exit status. Killed at the deadline."""
+    said: list[str] = []
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as qemu:
+        assert qemu.stdout is not None
+        deadline = Timer(DEADLINE_S, _give_up, (qemu, said))
+        deadline.start()
+        try:
+            for raw in qemu.stdout:
+                said.append(raw.decode(errors="replace").replace("\r", ""))
+                sys.stdout.write(said[-1])
+                sys.stdout.flush()
+        except BaseException:
+            qemu.kill()
+            raise
+        finally:
+            deadline.cancel()
+    return "".join(said), qemu.returncode
+
+
+def _report(text: str, status: int) -> Report:
+    """Sorts out what was said: by step, and what is in no finished one, with the kernel's last words."""
+    step = re.compile(r"^=== ([^:\n]+)\n(.*?)^=== \1: exit (-?\d+), .*?\n", re.MULTILINE | re.DOTALL)
+    steps = {match[1]: (int(match[3]), match[2]) for match in step.finditer(text)}
+    kernel = KERNEL_LOG.read_text(errors="replace").splitlines()[-KERNEL_LINES:]
+    rest = "\n".join([step.sub("", text), f"QEMU's exit status is {status}; its kernel's last words:", *kernel])
+    return Report(steps, rest, status)
+
+
+def boot() -> Report:
+    """Runs vm.steps in a machine. UnavailableError where there can be none."""
+    if platform.machine() != "x86_64":
+        raise UnavailableError(f"the machine is an x86_64 one, this host is {platform.machine()}")
+    if os.geteuid() or not BUSYBOX.exists():
+        raise UnavailableError("root, and the package busybox-static, are needed")
+    _ask("qemu-system-x86_64", "--version")
+    found = kernel()
+    print(f"Linux {found.release} in QEMU; the kernel's own words are in {KERNEL_LOG}", flush=True)
+    with tempfile.TemporaryDirectory(dir=VM) as work:
+        return _report(*_run(_qemu(found, _initramfs(found, Path(work)))))

@@ -1,0 +1,42 @@
+"""What is done inside the machine, one step after the other; all of them, also if one fails, except that
+without programs there is nothing to try.
+
+python -m vm.steps     in the machine: it says `=== STEP` before and `=== STEP: exit N` after each.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TOP = Path(__file__).resolve().parents[2]
+_PYTEST = (sys.executable, "-m", "pytest", "-q", "--tb=short", "--color=no", "-p", "no:cacheprovider")
+
+# The names of the steps, and the command of each.
+VERIFIER = "the verifier"
+STEPS: dict[str, tuple[str, ...]] = {
+    VERIFIER: (sys.executable, "tools/verifier.py"),
+    "packets": (*_PYTEST, "tests/cases", "tests/properties", "tests/kernel"),
+    "the host gets everything back": (*_PYTEST, "tests/control", "-k", "given_back and clsact"),
+    "the lab": (sys.executable, "-m", "vm.lab"),
+}
+
+
+def main() -> int:
+    """Runs every step. 0 if all went well."""
+    failed = 0
+    for name, command in STEPS.items():
+        print(f"=== {name}", flush=True)
+        began = time.monotonic()
+        status = subprocess.run(command, cwd=TOP, check=False).returncode
+        print(f"=== {name}: exit {status}, {time.monotonic() - began:.0f} s", flush=True)
+        failed += status != 0
+        if status and name == VERIFIER:
+            break
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
