@@ -77,6 +77,14 @@ def home_process() -> int:
     return pid
 
 
+def netns_inode(name: str) -> int | None:
+    """What tells a named namespace from another that had the name before; None if nobody has it."""
+    try:
+        return (NETNS / name).stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
 def current() -> Instance:
     """The VFR of the network namespace this process is in. UsageError if that has no name."""
     ours = _identity(Path("/proc/self/ns/net"))

@@ -22,7 +22,8 @@ SORTER = "vfr-sorter"
 @dataclass(frozen=True, slots=True)
 class Vif:
     """A domain's interface as it is to be. `device` is where packets are handed over: for domain 0 the
-    other end. `there` is False if its namespace or device is gone, and it can't be made now."""
+    other end. `home` tells its namespace from a former one of the same name (instance.netns_inode). `there`
+    is False if its namespace or device is gone, and it can't be made now."""
 
     id: int
     kind: str
@@ -36,6 +37,7 @@ class Vif:
     port_count: int
     limits: Limits
     there: bool = True
+    home: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """An interface as it is. `owner` is the id in its alias, None if it is not ours."""
+    """An interface as it is. `owner` is the id in its alias, None if it is not ours; `home` the namespace
+    that its other end was put into."""
 
     index: int
     up: bool
@@ -78,6 +81,7 @@ class Port:
     hardened: bool
     owner: int | None
     attached: str | None = None
+    home: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +122,7 @@ def is_up(vif: Vif, actual: Actual) -> bool:
         port is not None
         and device is not None
         and row is not None
-        and (port.owner, port.up, port.hardened) == (vif.id, True, True)
+        and (port.owner, port.home, port.up, port.hardened) == (vif.id, vif.home, True, True)
         and port.attached is not None
         and vif.interface in actual.pins
         and (row.generation, row.address, row.mac) == (vif.id, vif.address, vif.mac)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vfr import instance as instances
+from vfr import mark
 from vfr._abi import Limit, Verdict
 from vfr.errors import ConflictError, KernelError, UsageError, VfrError
 from vfr.registry import Contents, Domain, Nat, Registry, Rules, locked, read_only
@@ -111,12 +112,19 @@ class DropEvent:
     untold: int
 
 
-def _check_machine() -> None:
+def _check_root(why: str) -> None:
     if os.geteuid():
-        raise VfrError("this needs root, since it makes interfaces and loads BPF programs; run it with sudo")
+        raise VfrError(f"this needs root, since {why}; run it with sudo")
+
+
+def _check_machine() -> None:
+    _check_root("it makes interfaces and loads BPF programs")
     release = tuple(int(n) for n in re.findall(r"\d+", platform.release())[:2])
     if release < OLDEST_KERNEL:
         raise VfrError(f"the kernel {platform.release()} is too old; VFR needs Linux 6.1 or later")
+    from vfr.kernel import bpf
+
+    bpf.check_allowed()
 
 
 def _netns_names() -> list[str]:
@@ -256,12 +264,17 @@ class Router:
 
     def _state(self, d: Domain) -> tuple[str, str]:
         """Up only if the interface is, and our pin is there."""
-        flags = Path("/sys/class/net") / d.interface / "flags"
-        if d.netns and not (instances.NETNS / d.netns).exists():
+        device, home = Path("/sys/class/net") / d.interface, instances.netns_inode(d.netns) if d.netns else None
+        if d.netns and home is None:
             return "missing", f"the namespace {d.netns} is gone"
-        flags_text = _sysfs(flags)
+        flags_text, ours = _sysfs(device / "flags"), mark.read(_sysfs(device / "ifalias") or "")
         if flags_text is None:
             return "missing", f"the interface {d.interface} is gone"
+        if ours is not None and ours.home != home:
+            return (
+                "degraded",
+                f"{d.netns} is another namespace than {d.interface} leads to; any command that changes something repairs it",
+            )
         if not int(flags_text, 16) & 1:
             return (
                 "degraded",
@@ -291,12 +304,15 @@ class Router:
         )
 
     def _attached_by(self, nat: Nat | None) -> str | None:
+        if nat is None:
+            return None
+        _check_root("nobody else may look into the fastpath")
         from vfr.kernel import links
         from vfr.kernel.host import Host
 
         host = Host(self._instance)
         try:
-            link = links.links().get(nat.uplink) if nat else None
+            link = links.links().get(nat.uplink)
             return host.fastpath.attached(link.index, "uplink") if host.is_loaded and link else None
         finally:
             host.close()
@@ -315,6 +331,7 @@ class Router:
             raise _no_such(name, contents)
         if contents.is_empty:
             return {}
+        _check_root("nobody else may look into the fastpath")
         host = Host(self._instance)
         try:
             wanted = {name: rows[name]} if name is not None else rows
@@ -560,6 +577,7 @@ class Router:
         from vfr.kernel.host import Host
 
         contents = replace(self._contents(), rules=_read_rules(file))
+        _check_root("nobody else may look into the fastpath")
         host = Host(self._instance)
         try:
             return [change.text for change in self._plan(host, contents)]
@@ -848,7 +866,8 @@ def _wanted(contents: Contents, policy: CompiledPolicy) -> Wanted:
 def _vif(d: Domain, present: dict[str, Link]) -> Vif:
     from vfr.plan import Vif
 
-    there = d.netns in _netns_names() if d.netns else d.kind == "tap" or d.interface in present
+    home = instances.netns_inode(d.netns) if d.netns else None
+    there = home is not None if d.netns else d.kind == "tap" or d.interface in present
     return Vif(
         d.id,
         d.kind,
@@ -862,6 +881,7 @@ def _vif(d: Domain, present: dict[str, Link]) -> Vif:
         d.port_count,
         d.limits,
         there,
+        home,
     )
 
 

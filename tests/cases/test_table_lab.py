@@ -103,8 +103,7 @@ class _Lab:
         for node in self.ears:
             while self.hear(node, wait=False) is not None:
                 pass
-        for one in self._stack.values():
-            _drain(one)
+        self.stack_heard()
 
     def real(self, frame: bytes) -> bytes:
         """The table's frame as this host has it: domain 0's MAC is the router's own choice."""
@@ -130,6 +129,10 @@ class _Lab:
         """The next packet, from its IP header on, that came to domain 0's own stack."""
         return self._stack[protocol].recv(65536)
 
+    def stack_heard(self) -> list[bytes]:
+        """Whatever else has come there."""
+        return [packet for one in self._stack.values() for packet in _drain(one)]
+
     def counted(self, sender: str) -> dict[str, int]:
         """Verdict -> packets of the sender's, read straight from the map."""
         slot = self._fastpath.addresses().get(IPv4Address(world.NODES[sender].ip), int(Limit.ROW_LAN))
@@ -149,13 +152,15 @@ class _Lab:
             assert time.monotonic() < deadline, "the frame was never counted"
 
 
-def _drain(one: socket.socket) -> None:
+def _drain(one: socket.socket) -> list[bytes]:
+    found = []
     one.setblocking(False)
     try:
         while True:
-            one.recv(65536)
+            found.append(one.recv(65536))
     except BlockingIOError:
         one.settimeout(WAIT_S)
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +207,7 @@ def test_lab(case: Case, lab: _Lab) -> None:
         _check_passed_on(case, lab)
     elif case.verdict.name.startswith("DROP_"):
         silent = {*lab.ears}
+        assert lab.stack_heard() == []
     else:
         _check_arrival(case, lab)
     assert {node: lab.hear(node, wait=False) for node in silent} == dict.fromkeys(silent)

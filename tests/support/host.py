@@ -115,6 +115,15 @@ class Host:
             "nft": self.sh("dom0", "nft list ruleset"),
             "qdiscs": self.sh("dom0", "tc qdisc show"),
             "sysctls": self.sh("dom0", sysctls),
-            "mounts": "\n".join(m for m in Path("/proc/self/mounts").read_text().splitlines() if "/run/vfr" in m),
-            "state": " ".join(sorted(str(p) for p in Path("/run/vfr").rglob("*"))) if Path("/run/vfr").exists() else "",
+            **self._files(),
         }
+
+    def _files(self) -> dict[str, str]:
+        """This VFR's mounts and files, and directories that nobody has anything in. There may be others."""
+        everyone = Path("/run/vfr/netns")
+        own = everyone / self.ns("dom0")
+        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+        ours = [where for what, where, *_ in mounts if own in (Path(where), *Path(where).parents)]
+        empty = [d for d in (everyone, everyone.parent) if d.exists() and not any(d.iterdir())]
+        state = [own, *own.rglob("*")] if own.exists() else []
+        return {"mounts": " ".join(ours), "state": " ".join(sorted(str(p) for p in [*state, *empty]))}

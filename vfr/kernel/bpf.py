@@ -13,7 +13,7 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
-from vfr.errors import KernelError
+from vfr.errors import KernelError, VfrError
 
 _SYSCALL = {"x86_64": 321, "aarch64": 280}
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -130,6 +130,21 @@ def _checked(operation: str, command: int, attr: ctypes.Structure) -> int:
     if result < 0:
         raise KernelError(operation, -result)
     return result
+
+
+def check_allowed() -> None:
+    """VfrError if this process cannot use bpf(2) at all: asked by making a map, and dropping it."""
+    try:
+        os.close(create_map(TYPE_ARRAY, 4, 4, 1, 0, "vfr_check"))
+    except KernelError as error:
+        if error.errno == errno.ENOSYS:
+            raise VfrError("this kernel has no bpf(2); VFR needs one with CONFIG_BPF_SYSCALL") from None
+        if error.errno in (errno.EPERM, errno.EACCES):
+            raise VfrError(
+                "bpf(2) is not permitted here, though this is root: a container or sandbox keeps it back;"
+                " run VFR on the host itself, or allow CAP_BPF, CAP_NET_ADMIN and the bpf system call"
+            ) from None
+        raise
 
 
 def get_pinned(path: Path) -> int:

@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vfr import mark
 from vfr._abi import Deliver
 from vfr.errors import KernelError
 from vfr.instance import Instance
@@ -25,7 +26,6 @@ from vfr.plan import DOM0_DEVICE, DOM0_ID, GATEWAY_MAC, SORTER, Actual, Change, 
 if TYPE_CHECKING:
     from vfr.policy import CompiledPolicy
 
-ALIAS = "vfr:"
 # What the host's stack is told about a VIF, so that even with no program and no nftables it takes
 # nothing that a guest sends: no route leads there, so strict reverse path filtering drops every source.
 HARDENING = {
@@ -38,8 +38,14 @@ _PARENTS = (Path("/run/vfr/netns"), Path("/run/vfr"))
 
 
 def _owner(link: links.Link) -> int | None:
-    number = link.alias.removeprefix(ALIAS).split(" ")[0]
-    return int(number) if link.alias.startswith(ALIAS) and number.isdigit() else None
+    ours = mark.read(link.alias)
+    return ours.owner if ours else None
+
+
+def _is_made_for(link: links.Link, vif: Vif) -> bool:
+    """Whether it is this VIF's, with its other end in the namespace that now has the name."""
+    ours = mark.read(link.alias)
+    return ours is not None and (ours.owner, ours.home) == (vif.id, vif.home)
 
 
 class Host:
@@ -104,7 +110,8 @@ class Host:
         )
 
     def _port(self, link: links.Link, uplink: str | None) -> Port:
-        owner = _owner(link)
+        ours = mark.read(link.alias)
+        owner, home = (ours.owner, ours.home) if ours else (None, None)
         attached = None
         if self.is_loaded and (owner is not None or link.name == uplink):
             hook: Hook = "uplink" if link.name == uplink else "sorter" if link.name == SORTER else "vif"
@@ -116,7 +123,7 @@ class Host:
                 links.get_conf(link.name, name, family) in (value, None) for (family, name), value in HARDENING.items()
             )
         )
-        return Port(link.index, link.up, link.mtu, hardened, owner, attached)
+        return Port(link.index, link.up, link.mtu, hardened, owner, attached, home)
 
     # Doing
 
@@ -211,7 +218,7 @@ class Host:
         self._step(f"{SORTER}: make it")
         index = sorter.connect(SORTER, GATEWAY_MAC, self.instance.sorter)
         self._step(f"{SORTER}: nothing for the host's stack")
-        links.set_link(index, ifalias=f"{ALIAS}{DOM0_ID}")
+        links.set_link(index, ifalias=str(mark.Mark(DOM0_ID)))
         self._harden_link(SORTER, index)
         self._step(f"{SORTER}: attach")
         self.fastpath.attach(index, "sorter", SORTER)
@@ -261,10 +268,12 @@ class Host:
         return config.gateway
 
     def _made(self, vif: Vif, mtu: int) -> links.Link:
-        """The interface, made now if need be. One of ours that has no owner yet broke off: again."""
+        """The interface, made now if need be. Again, if its making broke off before it had an owner, or if
+        its other end is in a namespace that has lost its name to another."""
         link = links.links().get(vif.interface)
-        if link and vif.kind != "device" and _owner(link) != vif.id:
-            self._step(f"{vif.interface}: remove what an interrupted command left")
+        if link and vif.kind != "device" and not _is_made_for(link, vif):
+            self._step(f"{vif.interface}: remove what an interrupted command or a former namespace left")
+            self.fastpath.clear_vif(link.index)
             links.delete_link(vif.interface)
             link = None
         if link is None:
@@ -287,7 +296,8 @@ class Host:
     def _harden(self, vif: Vif, link: links.Link, mtu: int) -> None:
         self._step(f"{vif.interface}: nothing for the host's stack")
         if _owner(link) != vif.id:
-            links.set_link(link.index, ifalias=f"{ALIAS}{vif.id}{self._memory(vif, link)}")
+            ours = mark.Mark(vif.id, vif.home, self._memory(vif, link))
+            links.set_link(link.index, ifalias=str(ours))
         self._harden_link(vif.interface, link.index)
         if vif.kind == "tap":
             links.set_link(link.index, address=GATEWAY_MAC)
@@ -306,7 +316,7 @@ class Host:
         if vif.kind != "device":
             return ""
         conf = {f"{f}.{n}": links.get_conf(vif.interface, n, f) for f, n in HARDENING}
-        return " " + json.dumps({"up": link.up, "noarp": link.noarp, "conf": conf, "alias": link.alias})
+        return json.dumps({"up": link.up, "noarp": link.noarp, "conf": conf, "alias": link.alias})
 
     def _enter(self, vif: Vif, link: links.Link) -> None:
         """The rows, in the order in which nothing points to what is not there yet."""
@@ -356,8 +366,8 @@ class Host:
         link = links.links().get(name)
         if link is None:
             return
-        _, _, memory = link.alias.partition(" ")
-        if not memory:
+        ours = mark.read(link.alias)
+        if ours is None or not ours.memory:
             links.delete_link(name)
             return
         self._step(f"{name}: down")
@@ -366,7 +376,7 @@ class Host:
             self.fastpath.clear_vif(link.index)
             self.fastpath.detach(link.index, name)
         self._step(f"{name}: as it was")
-        before = json.loads(memory)
+        before = json.loads(ours.memory)
         for key, value in before["conf"].items():
             family, _, conf = key.partition(".")
             if value is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from vfr.errors import KernelError
+from vfr.errors import KernelError, VfrError
 
 BUILD = Path(__file__).resolve().parent.parent / "_build"
 OBJECT = BUILD / "vfr.bpf.o"
@@ -21,9 +21,13 @@ class _Setting(ctypes.Structure):
 @cache
 def _library() -> ctypes.CDLL:
     path = BUILD / "libvfrload.so"
-    if not path.exists() or not OBJECT.exists():
-        raise KernelError("looking for the compiled fastpath", 2, f"{path} is missing: run `make build`")
-    return ctypes.CDLL(str(path))
+    for part in (OBJECT, path):
+        if not part.exists():
+            raise VfrError(f"the compiled fastpath {part} is missing; run `make build` in VFR's source tree")
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise VfrError(f"the loader cannot be used ({error}); install libbpf: apt install libbpf1") from None
 
 
 def load(pins: Path, settings: Mapping[str, int]) -> None:
