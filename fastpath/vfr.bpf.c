@@ -237,6 +237,9 @@ static __always_inline enum vfr_verdict sorted(struct vfr_pkt *p)
 	if (!slot) {
 		p->row = VFR_ROW_LAN;
 		verdict = uplink_packet(p);
+		/* Only what came from the uplink's hook goes back to the host, and by that. */
+		if (verdict == VFR_NOT_OURS && !p->action)
+			return VFR_DROP_FRAGMENT;
 		return verdict == VFR_CONTINUE ? forward(p) : verdict;
 	}
 	verdict = be_sender(p, *slot);

@@ -674,6 +674,10 @@ FRAGMENTS = (
         ip("lan", LAN_ADDRESS, frag=4, proto=17, src=NODES["odd"].ip) / Raw(b"b" * 16),
         V.DROP_MARTIAN,
     ),
+    Case(
+        "what is the host's from the sorter, and no fragment", "sorter", tcp("lan", LAN_ADDRESS, 1, 22), V.DROP_FRAGMENT
+    ),
+    Case("what is nobody's from the sorter", "sorter", udp("lan", "192.0.2.99", 1, 2), V.DROP_FRAGMENT),
     Case("what is no IP from the sorter", "sorter", arp("web", "169.254.1.0"), V.DROP_ETHERTYPE),
     Case("a broken header from the sorter", "sorter", tcp("web", "lan", 1, 2, chksum=0x1234), V.DROP_IP_HEADER),
 )

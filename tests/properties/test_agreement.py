@@ -22,6 +22,7 @@ FLAGS = st.sampled_from(["S", "SA", "A", "FA", "R", "F"])
 TARGETS = st.sampled_from(["web", "db", "odd", "dom0", "lan", "192.0.2.12", "198.51.100.9", "169.254.1.9", LAN_ADDRESS])
 
 
+FRAGMENTERS = [("web", "web"), ("web", "web"), ("db", "db"), ("lan", "lan"), ("sorter", "web"), ("sorter", "lan")]
 ERROR_TYPES = st.sampled_from([3, 11, 12, 5])
 
 
@@ -34,12 +35,14 @@ def from_domain(draw: st.DrawFn) -> tuple[str, Packet]:
     name, to = draw(NAMES), draw(TARGETS)
     kind = draw(st.sampled_from(["tcp", "udp", "echo", "reply", "arp"]))
     a, b = draw(PORTS), draw(PORTS)
+    own = world.NODES[name].ip
+    src = draw(st.sampled_from([own, own, own, own, world.NODES["db"].ip, "192.0.2.11"]))
     if kind == "tcp":
-        return name, tcp(name, to, a, b, draw(FLAGS))
+        return name, tcp(name, to, a, b, draw(FLAGS), src=src)
     if kind == "udp":
-        return name, udp(name, to, a, b)
+        return name, udp(name, to, a, b, src=src)
     if kind == "arp":
-        return name, arp(name, world.NODES[to].ip if to in world.NODES else to)
+        return name, arp(name, world.NODES[to].ip if to in world.NODES else to, psrc=src)
     return name, echo(name, to, a, 8 if kind == "echo" else 0)
 
 
@@ -58,9 +61,8 @@ def from_lan(draw: st.DrawFn) -> tuple[str, Packet]:
 @st.composite
 def fragment_of(draw: st.DrawFn) -> tuple[str, Packet]:
     """A piece of some datagram: of a few senders, targets and identifications, so that pieces meet."""
-    name = draw(st.sampled_from(["web", "web", "db", "lan", "sorter"]))
-    sender = "web" if name == "sorter" else name
-    to = LAN_ADDRESS if name == "lan" else draw(st.sampled_from(["lan", "db"]))
+    name, sender = draw(st.sampled_from(FRAGMENTERS))
+    to = LAN_ADDRESS if sender == "lan" else draw(st.sampled_from(["lan", "db"]))
     where = {"id": draw(st.sampled_from([1, 2])), "flags": draw(st.sampled_from([0, 1])), "proto": 17}
     if draw(st.booleans()):
         first = ip(sender, to, **where | {"flags": 1})

@@ -371,7 +371,7 @@ class _Run:
         self.sessions, self.mappings = dict(state.sessions), dict(state.mappings)
         self.outside, self.closing = dict(state.outside), dict(state.closing)
         self.fragments, self.whole = dict(state.fragments), dict(state.whole)
-        self.sender, self.sorted, self.hairpin, self.marked = LAN, False, False, False
+        self.sender, self.sorted, self.hairpin, self.marked, self.for_host = LAN, False, False, False, False
         self.packet: Packet | None = None
         self.flow: _Flow | None = None
 
@@ -588,7 +588,7 @@ class _Run:
             return self.uplink_port(frame, p)
         except _End as end:
             if end.verdict == V.NOT_OURS:
-                self.packet = p
+                self.packet, self.for_host = p, True
                 try:
                     self.enter_note(p, Note(0, "host"))
                 except _End:
@@ -597,6 +597,7 @@ class _Run:
 
     def uplink_later(self, frame: bytes, p: Packet, note: Note | None) -> _Flow:
         if note and note.way == "host":
+            self.for_host = True
             raise _End(V.NOT_OURS)
         if note and note.way == "go":
             self.packet = self.guard_ours(frame, p)
@@ -842,7 +843,12 @@ class _Run:
         slot = self.router.slot_of(p.src)
         self.sender = LAN if slot is None else slot
         if slot is None:
-            return self.forward(frame, self.uplink_packet(frame))
+            try:
+                return self.forward(frame, self.uplink_packet(frame))
+            except _End as end:
+                # Only a fragment that turns out to be the host's goes back to it.
+                stray = end.verdict == V.NOT_OURS and not self.for_host
+                raise _End(V.DROP_FRAGMENT) if stray else end from None
         self.packet = _guard_l4(frame, p)
         return self.from_domain(frame)
 
