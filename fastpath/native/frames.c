@@ -136,9 +136,16 @@ __u32 frame_build(const struct frame_plan *plan, const __u8 mac[6], __u8 *out)
 	__u32 header = plan->protocol == IPPROTO_TCP ? 20 : 8, room = header + plan->load;
 
 	start(out, mac, plan->src, plan->dst, plan->protocol, plan->ttl, room);
+	store16(out + 18, plan->id);
+	store16(out + 20, plan->fragment);
+	if (plan->fragment & 0x1fff) { /* a later one: no L4 header */
+		frame_repair(out, L4 + room, false);
+		return L4 + room;
+	}
 	store16(out + L4, plan->sport);
 	store16(out + L4 + 2, plan->dport);
 	if (plan->protocol == IPPROTO_TCP) {
+		out[L4 + 11] = plan->flags >> 4 & 1; /* sequence numbers are 0, so this acknowledges a SYN */
 		out[L4 + 12] = 0x50;
 		out[L4 + 13] = plan->flags;
 	} else if (plan->protocol == IPPROTO_UDP)

@@ -11,6 +11,7 @@ struct frame_plan {
 	__u8 flags;                  /* of TCP; of ICMP the type */
 	__u16 sport, dport;          /* of an echo, sport is the identifier */
 	__u16 load;                  /* bytes after the L4 header */
+	__u16 id, fragment;          /* the IP header's; a later fragment has `load` bytes and a header's more */
 };
 
 enum frame_checksum { CHECKSUM_NONE_AT_ALL, CHECKSUM_RIGHT, CHECKSUM_WRONG };

@@ -15,9 +15,9 @@
 #define SECOND 1000000000ULL
 #define PICK(array, number) ((array)[(number) % (sizeof(array) / sizeof(*(array)))])
 
-enum kind { BUILT, ANSWER, RAW, TIME, RULES, ODD, ICMP_ERROR, HOST, FLOOD, KINDS };
+enum kind { BUILT, ANSWER, RAW, TIME, RULES, ODD, ICMP_ERROR, HOST, FLOOD, PIECE, SORTED, SWEEP, KINDS };
 
-static const __u32 senders[] = { 0, 1, 2, 3, WORLD_LAN };
+static const __u32 senders[] = { 0, 1, 2, 3, WORLD_LAN, WORLD_SORTER };
 static const __u8 macs[][6] = { { 2, 0, 0, 0, 0, 0x10 }, { 2, 0, 0, 0, 0, 2 }, { 2, 0, 0, 0, 0, 3 },
 				{ 2, 0, 0, 0, 0, 4 }, { 2, 0, 0, 0, 0, 0x11 } };
 static const __u32 addresses[] = { 0xa9fe0100, 0xa9fe0102, 0xa9fe0103, 0xc612004d, 0xc000020b, 0xc000020c,
@@ -94,6 +94,25 @@ static void send_built(void)
 	send(who, frame_build(&plan, macs[who], c.bytes));
 }
 
+/* One of the pieces of a few datagrams, from a domain, the LAN, or back from the sorter. */
+static void send_piece(bool sorted)
+{
+	static const __u16 pieces[] = { 0x2000, 0x2003, 0x2006, 3, 6, 1, 0x2001, 8189 };
+	struct frame_plan plan = { .ttl = 64 };
+	__u32 who = take() % 5;
+
+	plan.src = who == 4 ? 0xc000020b : addresses[who];
+	plan.dst = who == 4 ? 0xc0000201 : PICK(addresses, take());
+	plan.protocol = PICK(protocols, take());
+	plan.id = take() & 1;
+	plan.fragment = PICK(pieces, take());
+	plan.sport = PICK(ports, take());
+	plan.dport = PICK(ports, take());
+	plan.flags = plan.protocol == IPPROTO_ICMP ? 8 : 2;
+	plan.load = plan.fragment & 0x1fff ? 16 : plan.protocol == IPPROTO_TCP ? 4 : 16;
+	send(sorted ? 5 : who, frame_build(&plan, macs[who], c.bytes));
+}
+
 /* As many new conversations as fill a quota, or nearly. */
 static void send_flood(void)
 {
@@ -147,6 +166,7 @@ static void be_odd(void)
 	c.odd.vlan = !(bits & 0x3e);
 	c.odd.gso_size = bits & 0x40 ? 1400 : 0;
 	c.odd.fail_at = bits & 0x80 ? take() : 0;
+	native_kernel_context(bits & 4);
 }
 
 static void step(void)
@@ -171,6 +191,12 @@ static void step(void)
 		return send_flood();
 	case HOST:
 		return native_host_listens(take() & 1);
+	case PIECE:
+		return send_piece(false);
+	case SORTED:
+		return send_piece(true);
+	case SWEEP:
+		return native_sweep(take() % 5 == 4 ? VFR_ROW_LAN : take() % 4);
 	}
 }
 
@@ -181,6 +207,7 @@ int LLVMFuzzerTestOneInput(const __u8 *data, size_t size)
 	c.now = WORLD_START;
 	c.heard_count = 0;
 	c.odd = (struct native_frame){};
+	native_kernel_context(true);
 	world_reset();
 	for (int i = 0; i < STEPS_MAX && c.at < c.end; i++)
 		step();

@@ -16,6 +16,7 @@ enum {
 	VLAN = 8,
 	HOST_LISTENS = 16,
 	GSO = 32,
+	PROBE = 64,                  /* as on a kernel before 6.2 */
 };
 
 struct header {
@@ -23,18 +24,18 @@ struct header {
 	__u16 linear, gso_size;
 };
 
-static const __u32 senders[] = { 0, 1, 2, 3, WORLD_LAN };
+static const __u32 senders[] = { 0, 1, 2, 3, WORLD_LAN, WORLD_SORTER };
 static const __u8 macs[][6] = { { 2, 0, 0, 0, 0, 0x10 }, { 2, 0, 0, 0, 0, 2 }, { 2, 0, 0, 0, 0, 3 },
-				{ 2, 0, 0, 0, 0, 4 }, { 2, 0, 0, 0, 0, 0x11 } };
+				{ 2, 0, 0, 0, 0, 4 }, { 2, 0, 0, 0, 0, 0x11 }, { 2, 0, 0, 0, 0, 0x12 } };
 
 /* Of each kind one: out through NAT, in through a forward, between domains, from domain 0. */
 static const struct { __u8 sender; struct frame_plan plan; } opening[] = {
-	{ 1, { 0xa9fe0102, 0xc000020b, 6, 64, 2, 16393, 80, 0 } },
-	{ 1, { 0xa9fe0102, 0xc000020b, 17, 64, 0, 16394, 53, 5 } },
-	{ 1, { 0xa9fe0102, 0xc000020b, 1, 64, 8, 16395, 0, 8 } },
-	{ 4, { 0xc000020b, 0xc0000201, 6, 64, 2, 40000, 2202, 0 } },
-	{ 1, { 0xa9fe0102, 0xa9fe0103, 6, 64, 2, 3000, 5432, 0 } },
-	{ 0, { 0xa9fe0100, 0xa9fe0102, 6, 64, 2, 50000, 22, 0 } },
+	{ 1, { 0xa9fe0102, 0xc000020b, 6, 64, 2, 16393, 80, 0, 0, 0 } },
+	{ 1, { 0xa9fe0102, 0xc000020b, 17, 64, 0, 16394, 53, 5, 0, 0 } },
+	{ 1, { 0xa9fe0102, 0xc000020b, 1, 64, 8, 16395, 0, 8, 0, 0 } },
+	{ 4, { 0xc000020b, 0xc0000201, 6, 64, 2, 40000, 2202, 0, 0, 0 } },
+	{ 1, { 0xa9fe0102, 0xa9fe0103, 6, 64, 2, 3000, 5432, 0, 0, 0 } },
+	{ 0, { 0xa9fe0100, 0xa9fe0102, 6, 64, 2, 50000, 22, 0, 0, 0 } },
 };
 
 static void open_world(void)
@@ -80,7 +81,9 @@ int LLVMFuzzerTestOneInput(const __u8 *data, size_t size)
 	memcpy(&header, data, sizeof(header));
 	memcpy(bytes, data + sizeof(header), length);
 	who = header.sender % (sizeof(senders) / sizeof(*senders));
+	native_kernel_context(true);
 	open_world();
+	native_kernel_context(!(header.flags & PROBE));
 	native_random(header.chance, true);
 	native_host_listens(header.flags & HOST_LISTENS);
 	if (header.flags & REPAIR_MACS && length >= 12) {

@@ -80,8 +80,10 @@ struct native_frame {
 	__u8 partial;                /* CHECKSUM_PARTIAL: the two above mean something */
 	__u8 vlan;                   /* a tag was taken off it */
 	__u8 fail_at;                /* the helper call, counted from 1, that finds no memory; 0: none */
-	__u8 uplink;                 /* which program: uplink_ingress, or vif_ingress */
+	__u8 hook;                   /* enum native_hook */
 };
+
+enum native_hook { NATIVE_VIF, NATIVE_UPLINK, NATIVE_SORTER };
 
 enum native_redirect { NATIVE_STAY, NATIVE_REDIRECT, NATIVE_PEER, NATIVE_NEIGH };
 
@@ -97,11 +99,15 @@ struct native_result {
 
 void native_init(void);
 void native_run(const struct native_frame *frame, struct native_result *result);
+/* What the control plane runs to clear a row of what has expired. */
+void native_sweep(__u32 row);
 void native_clock(__u64 ns);
 /* What bpf_get_prandom_u32 says: a sequence begun by `seed`, or, if `fixed`, always `seed`. */
 void native_random(__u32 seed, bool fixed);
 /* Whether the host has a socket for any packet. */
 void native_host_listens(bool listens);
+/* Whether the kernel's own sk_buff can be read (Linux 6.2 and later); else offloads are told by probing. */
+void native_kernel_context(bool readable);
 /* Sets one of the fastpath's `const volatile` settings, as a loader would before loading. */
 void native_set(const volatile void *setting, size_t size, __u64 value);
 /* One line a map: name, type, sizes, entries, flags. For a test that compares. */

@@ -658,6 +658,9 @@ static long on_map(int command, struct native_map *map, union bpf_attr *attr)
 		return sys_update(map, (const void *)attr->key, (const void *)attr->value, attr->flags);
 	case BPF_MAP_DELETE_ELEM:
 		return sys_delete(map, (const void *)attr->key);
+	case BPF_MAP_LOOKUP_AND_DELETE_ELEM:
+		native_check(!recording || !map->count, "a recording can't take from a queue");
+		return bpf_map_pop_elem(map, (void *)attr->value);
 	default:
 		return sys_next_key(map, (const void *)attr->key, (void *)attr->next_key);
 	}
@@ -680,6 +683,7 @@ long native_bpf(int command, union bpf_attr *attr, int fd)
 	case BPF_MAP_LOOKUP_ELEM:
 	case BPF_MAP_UPDATE_ELEM:
 	case BPF_MAP_DELETE_ELEM:
+	case BPF_MAP_LOOKUP_AND_DELETE_ELEM:
 	case BPF_MAP_GET_NEXT_KEY:
 		map = with_fd(attr->map_fd);
 		return map ? on_map(command, map, attr) : -EBADF;

@@ -65,6 +65,12 @@ void native_set(const volatile void *setting, size_t size, __u64 value)
 	native_check(!mprotect((void *)from, length, PROT_READ), "mprotect");
 }
 
+void native_kernel_context(bool readable)
+{
+	if (kernel_context != readable)
+		native_set(&kernel_context, sizeof(kernel_context), readable);
+}
+
 void native_init(void)
 {
 	static bool done;
@@ -87,11 +93,24 @@ void native_run(const struct native_frame *frame, struct native_result *result)
 	skb_begin(frame, gateway_mac);
 	*end = (struct vfr_trace){ .verdict = VFR_CONTINUE };
 	*result = (struct native_result){};
-	result->action = frame->uplink ? uplink_ingress(skb_context()) : vif_ingress(skb_context());
+	result->action = frame->hook == NATIVE_UPLINK ? uplink_ingress(skb_context())
+			 : frame->hook == NATIVE_SORTER ? sorter_ingress(skb_context())
+							: vif_ingress(skb_context());
 	skb_end(result);
 	result->verdict = end->verdict;
 	result->row = end->row;
 	result->target = end->target;
+}
+
+void native_sweep(__u32 row)
+{
+	const __u8 empty[64] = {};
+	struct native_frame frame = { .data = empty, .length = sizeof(empty), .mark = row };
+	struct native_result result;
+
+	skb_begin(&frame, gateway_mac);
+	sweep_row(skb_context());
+	skb_end(&result);
 }
 
 #ifdef VFR_OFFLOAD_H

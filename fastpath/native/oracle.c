@@ -14,9 +14,11 @@
 
 #define ROWS_MAX 64
 #define BLOCK_MAX 64
+#define ETH_IP_HEADERS 34
+#define ERROR_HEADERS 28 /* what an ICMP error puts before its quote */
 
-enum { SESSIONS, INBOUND, MAPPINGS, TABLES };
-static const char *const table_names[TABLES] = { "sessions", "inbound", "mappings" };
+enum { SESSIONS, INBOUND, MAPPINGS, FRAGMENTS, TABLES };
+static const char *const table_names[TABLES] = { "sessions", "inbound", "mappings", "fragments" };
 
 struct row {
 	__u8 key[16], value[48];
@@ -41,7 +43,9 @@ struct counted {
 
 /* The packet that is judged. */
 static struct {
-	__u32 sender, length;
+	__u32 sender;                /* who is held to it: a slot, or WORLD_LAN */
+	bool sorted;
+	__u32 length;
 	__u64 now;
 	bool partial;
 	__u8 frame[NATIVE_FRAME_MAX];
@@ -130,6 +134,8 @@ static const struct row *find(const struct table *table, const struct row *row)
 
 static __u64 expires(int which, const struct row *row)
 {
+	if (which == FRAGMENTS)
+		return ((const struct vfr_fragment *)row->value)->expires_ns;
 	return which == MAPPINGS ? ((const struct vfr_mapping *)row->value)->expires_ns
 				 : ((const struct vfr_session *)row->value)->expires_ns;
 }
@@ -140,7 +146,7 @@ static bool was_cut(int which, const struct row *before, const struct row *after
 {
 	struct row same = *before;
 
-	if (p.end->verdict != VFR_DROP_POLICY || which == MAPPINGS)
+	if ((p.end->verdict != VFR_DROP_POLICY && p.end->verdict != VFR_DROP_REJECTED) || which >= MAPPINGS)
 		return false;
 	((struct vfr_session *)same.value)->expires_ns = 0;
 	return !memcmp(&same.value, after->value, sizeof(struct vfr_session));
@@ -158,11 +164,26 @@ static void check_unchanged(__u32 slot, int which, const struct table *before, c
 	native_check(before->count == after->count, "slot %u's %s grew", slot, table_names[which]);
 }
 
+static bool is_closing(const struct row *row)
+{
+	return ((const struct vfr_session *)row->value)->tcp_state >= VFR_TCP_CLOSED;
+}
+
+/* Only what is closing may be forgotten to make room, and a mapping that nothing but that used. */
+static bool may_be_forgotten(int which, const struct row *row)
+{
+	if (which == MAPPINGS)
+		return ((const struct vfr_mapping *)row->value)->open <= 0 &&
+		       ((const struct vfr_mapping_key *)row->key)->protocol == IPPROTO_TCP;
+	return which != FRAGMENTS && is_closing(row);
+}
+
 /* What lives stays: full means no new ones. */
 static void check_kept(__u32 slot, int which, const struct table *before, const struct table *after)
 {
 	for (__u32 i = 0; i < before->count; i++)
-		native_check(expires(which, &before->rows[i]) <= p.now || find(after, &before->rows[i]),
+		native_check(expires(which, &before->rows[i]) <= p.now || find(after, &before->rows[i]) ||
+				     may_be_forgotten(which, &before->rows[i]),
 			     "slot %u lost a living row of its %s", slot, table_names[which]);
 }
 
@@ -246,21 +267,48 @@ static void check_counters(struct counted *before, const struct counted *after)
 		     after->received - before->received);
 }
 
+static bool may_be_told(__u32 verdict)
+{
+	switch (verdict) {
+	case VFR_DROP_TTL:
+	case VFR_DROP_TOO_BIG:
+	case VFR_DROP_REJECTED:
+		return true;
+	case VFR_DROP_NO_UPLINK:
+	case VFR_DROP_SESSIONS_FULL:
+	case VFR_DROP_HALF_OPEN_FULL:
+	case VFR_DROP_TOO_FAST:
+	case VFR_DROP_PORTS_FULL:
+		return p.sender != WORLD_LAN;
+	default:
+		return false;
+	}
+}
+
 static void check_end(const struct native_frame *frame)
 {
 	__u32 verdict = p.end->verdict, row = p.sender == WORLD_LAN ? VFR_ROW_LAN : p.sender;
 
 	native_check(verdict > VFR_CONTINUE && verdict < VFR_VERDICTS, "verdict %u is no end", verdict);
 	native_check(verdict != VFR_DROP_KERNEL || frame->fail_at, "a helper failed, or the last gate was needed");
-	native_check(p.end->row == row, "a packet of %u was counted in row %u", p.sender, p.end->row);
+	native_check(p.end->row == row || (p.sorted && p.end->row == VFR_ROW_UNKNOWN),
+		     "a packet of %u was counted in row %u", p.sender, p.end->row);
 	if (verdict == VFR_NOT_OURS) {
 		native_check(p.sender == WORLD_LAN, "a VIF's packet was left to the host");
-		native_check(p.end->action == TC_ACT_UNSPEC && p.end->redirect == NATIVE_STAY, "not ours, but gone");
+		if (p.sorted)
+			native_check(p.end->action == TC_ACT_REDIRECT && p.end->mark == VFR_MARK_HOST &&
+					     p.end->redirect_ifindex == WORLD_UPLINK_IFINDEX &&
+					     p.end->redirect_flags == BPF_F_INGRESS, "the host's, but not back to it");
+		else
+			native_check(p.end->action == TC_ACT_UNSPEC && p.end->redirect == NATIVE_STAY,
+				     "not ours, but gone");
 		native_check(p.end->length == p.length && !memcmp(p.end->data, p.frame, p.length), "not ours, but changed");
-	} else if (is_delivery() || verdict == VFR_ANSWERED)
+	} else if (is_delivery() || verdict == VFR_ANSWERED || verdict == VFR_TO_SORTER || verdict == VFR_HAIRPIN)
 		native_check(p.end->action == TC_ACT_REDIRECT && p.end->redirect != NATIVE_STAY, "delivered, but where?");
-	else
+	else if (p.end->action != TC_ACT_REDIRECT)
 		native_check(p.end->action == TC_ACT_SHOT && p.end->redirect == NATIVE_STAY, "dropped, but gone somewhere");
+	else
+		native_check(may_be_told(verdict), "verdict %u was answered", verdict);
 }
 
 static bool is_our_own(const struct vfr_config *config, __u32 address)
@@ -291,6 +339,50 @@ static void check_at_a_domain(void)
 	native_check(!memcmp(p.end->data, to->mac, ETH_ALEN), "not the receiver's MAC");
 	native_check(word(p.end->data + 30) == to->address, "not the receiver's address");
 	native_check(p.end->pkt_type == 0, "the receiver's stack will not take it");
+}
+
+/* An ICMP error goes to who sent the packet, from the router, with all checksums right, and quotes it. */
+static void check_refusal(void)
+{
+	const struct vfr_config *config = row_of(maps.config, 0);
+	bool to_lan = p.sender == WORLD_LAN;
+	__u32 quoted = p.end->length - ETH_IP_HEADERS - 8;
+
+	native_check(p.end->data[23] == IPPROTO_ICMP && (p.end->data[34] == 3 || p.end->data[34] == 11), "no ICMP error");
+	native_check(word(p.end->data + 30) == word(p.frame + 26), "an error to somebody else");
+	native_check(word(p.end->data + 26) == (to_lan ? config->outside_address : config->gateway), "not from the router");
+	native_check(frame_ip_checksum(p.end->data) == CHECKSUM_RIGHT, "an error with a wrong header checksum");
+	native_check(p.partial || frame_l4_checksum(p.end->data, p.end->length, false) == CHECKSUM_RIGHT,
+		     "an error with a wrong checksum");
+	native_check(p.end->length <= ETH_HLEN + 576 && p.end->length > ETH_HLEN + ERROR_HEADERS + 20, "%u bytes",
+		     p.end->length);
+	native_check(!memcmp(p.end->data + ETH_IP_HEADERS + 8, p.frame + ETH_HLEN, quoted), "it quotes something else");
+	native_check(to_lan ? p.end->redirect == NATIVE_NEIGH
+			    : p.end->redirect_ifindex == domain_of(p.sender)->ifindex, "an error to another interface");
+}
+
+/* Into the sorter goes what came, but for one hop that the sorter will take. */
+static void check_to_sorter(void)
+{
+	__u8 ttl = p.frame[22] < 255 ? p.frame[22] + 1 : 255;
+
+	native_check(p.end->redirect_ifindex == WORLD_SORTER_IFINDEX && !p.end->redirect_flags, "not to the sorter");
+	native_check(!p.sorted, "what comes from the sorter goes there again");
+	native_check(p.end->length == p.length && p.end->data[22] == ttl, "changed on the way to the sorter");
+	native_check(frame_ip_checksum(p.end->data) == CHECKSUM_RIGHT, "a wrong header checksum to the sorter");
+	native_check(!memcmp(p.end->data + 26, p.frame + 26, p.length - 26), "changed on the way to the sorter");
+}
+
+static void check_hairpin(void)
+{
+	const struct vfr_config *config = row_of(maps.config, 0);
+
+	native_check(p.sender != WORLD_LAN && p.end->mark == VFR_MARK_HAIRPIN, "a hairpin of %u's", p.sender);
+	native_check(p.end->redirect_ifindex == WORLD_UPLINK_IFINDEX && p.end->redirect_flags == BPF_F_INGRESS,
+		     "a hairpin that does not come in again");
+	native_check(word(p.end->data + 26) == config->outside_address &&
+			     word(p.end->data + 30) == config->outside_address, "a hairpin to elsewhere");
+	native_check(p.end->data[22] == p.frame[22], "the hop is counted on the way in");
 }
 
 static void check_one_hop_further(void)
@@ -327,6 +419,28 @@ static void say(void)
 	fputc('\n', stderr);
 }
 
+/* Whose packet it is that the sorter gives back: its source says. */
+static __u32 sender_of_sorted(const struct native_frame *frame)
+{
+	for (__u32 slot = 0; slot < WORLD_SLOTS; slot++)
+		if (frame->length >= ETH_IP_HEADERS && word(frame->data + 26) == domain_of(slot)->address)
+			return slot;
+	return WORLD_LAN;
+}
+
+/* A hairpin's other half: by the uplink's hook, with the mark that says so. */
+static void come_in_again(struct native_frame *frame, __u64 now, struct native_result *result)
+{
+	static __u8 turned[NATIVE_FRAME_MAX];
+
+	memcpy(turned, result->data, result->length);
+	frame->data = turned;
+	frame->length = result->length;
+	frame->mark = VFR_MARK_HAIRPIN;
+	oracle_run(frame, WORLD_LAN, now, result);
+	frame->mark = 0;
+}
+
 void oracle_run(struct native_frame *frame, __u32 sender, __u64 now, struct native_result *result)
 {
 	static struct tables before, after;
@@ -335,7 +449,8 @@ void oracle_run(struct native_frame *frame, __u32 sender, __u64 now, struct nati
 	if (!maps.config)
 		find_maps();
 	world_send(frame, sender);
-	p.sender = sender;
+	p.sorted = sender == WORLD_SORTER;
+	p.sender = p.sorted ? sender_of_sorted(frame) : sender;
 	p.now = now;
 	p.length = frame->length;
 	p.partial = frame->partial;
@@ -352,6 +467,12 @@ void oracle_run(struct native_frame *frame, __u32 sender, __u64 now, struct nati
 	check_counters(&counted_before, &counted_after);
 	if (result->verdict == VFR_ANSWERED)
 		check_answered(frame);
+	else if (result->verdict == VFR_TO_SORTER)
+		check_to_sorter();
+	else if (result->verdict == VFR_HAIRPIN)
+		check_hairpin();
+	else if (result->verdict != VFR_NOT_OURS && !is_delivery() && result->action == TC_ACT_REDIRECT)
+		check_refusal();
 	if (is_delivery()) {
 		check_one_hop_further();
 		if (result->target == VFR_NODE_LAN)
@@ -360,4 +481,6 @@ void oracle_run(struct native_frame *frame, __u32 sender, __u64 now, struct nati
 			check_at_a_domain();
 	}
 	check_tables(&before, &after);
+	if (result->verdict == VFR_HAIRPIN)
+		come_in_again(frame, now, result);
 }

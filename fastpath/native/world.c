@@ -43,6 +43,7 @@ void world_next_policy(void)
 
 void world_send(struct native_frame *frame, __u32 sender)
 {
-	frame->uplink = sender == WORLD_LAN;
-	frame->ifindex = sender == WORLD_LAN ? WORLD_UPLINK_IFINDEX : sender + 1;
+	frame->hook = sender == WORLD_LAN ? NATIVE_UPLINK : sender == WORLD_SORTER ? NATIVE_SORTER : NATIVE_VIF;
+	frame->ifindex = sender == WORLD_LAN ? WORLD_UPLINK_IFINDEX
+			 : sender == WORLD_SORTER ? WORLD_SORTER_IFINDEX : sender + 1;
 }

@@ -16,9 +16,9 @@ from typing import Any
 
 from support import world
 from support.bench import Bench, Outcome
-from vfr._abi import Verdict
+from vfr._abi import Limit, Verdict
 from vfr.kernel import bpf, fastpath
-from vfr.spec.model import LAN
+from vfr.spec.model import LAN, SORTER
 
 TOP = Path(__file__).resolve().parents[2]
 LIBRARY = TOP / "build/native/libvfrnative.so"
@@ -43,7 +43,7 @@ class Frame(ctypes.Structure):
         ("partial", ctypes.c_uint8),
         ("vlan", ctypes.c_uint8),
         ("fail_at", ctypes.c_uint8),
-        ("uplink", ctypes.c_uint8),
+        ("hook", ctypes.c_uint8),
     ]
 
 
@@ -111,11 +111,20 @@ class Native(Bench):
         self.library = _library()
         module = _on_native_maps(self.library)
         module.PROGRAMS = {}  # type: ignore[attr-defined] # programs are functions here
-        digest = module.bpf.create_map(bpf.TYPE_ARRAY, 4, module._DIGEST_SIZE, 1, 0, "digest")
+        notes = {
+            name: module.bpf.create_map(bpf.TYPE_ARRAY, 4, size, places, 0, name)
+            for name, (size, places) in module._NOTES.items()
+        }
+        notes[module.SWEEP] = os.open(os.devnull, os.O_RDONLY)
         opened = module.bpf.get_pinned
-        module.bpf.get_pinned = lambda path: digest if path.name == "digest" else opened(path)
+        module.bpf.get_pinned = lambda path: notes[path.name] if path.name in notes else opened(path)
+        # The emulated kernel has one thread, and nothing to wait for.
+        module.Fastpath._side_by_side = staticmethod(lambda names, work: [work(name) for name in names])
+        self._seated = set()
         self.fastpath = module.Fastpath(Path("/native"))
-        self.ifindex = {**{name: slot + 1 for name, slot in world.SLOTS.items()}, "lan": LAN_IFINDEX}
+        self.fastpath.new_lan_tables()
+        self.fastpath.sweep = lambda row: self.library.native_sweep(ctypes.c_uint32(row))
+        self.ifindex = {**{name: slot + 1 for name, slot in world.SLOTS.items()}, "lan": LAN_IFINDEX, "sorter": 101}
         self.clock(10**15)
         if self._recording:
             self.library.native_record(str(self._recording).encode())
@@ -150,11 +159,15 @@ class Native(Bench):
         return {m.name.decode(): (m.type, m.key_size, m.value_size, m.max_entries, m.flags) for m in found}
 
     def send(self, sender: int, frame: bytes, **odd: int) -> Outcome:
-        """One frame in by a slot's VIF, or by the uplink if the sender is LAN. `odd` are Frame's fields."""
-        name = "lan" if sender == LAN else next(n for n, s in world.SLOTS.items() if s == sender)
-        handed = Frame(data=frame, length=len(frame), ifindex=self.ifindex[name], uplink=int(sender == LAN), **odd)
+        """One frame in by a slot's VIF, by the uplink if the sender is LAN, or from the sorter; a hairpin goes
+        round by the uplink's hook. `odd` are Frame's fields."""
+        name = {LAN: "lan", SORTER: "sorter"}.get(sender) or next(n for n, s in world.SLOTS.items() if s == sender)
+        hook = {LAN: 1, SORTER: 2}.get(sender, 0)
+        handed = Frame(data=frame, length=len(frame), ifindex=self.ifindex[name], hook=hook, **odd)
         seen = Result()
         self.library.native_run(ctypes.byref(handed), ctypes.byref(seen))
+        if seen.verdict == Verdict.HAIRPIN:
+            return self.send(LAN, ctypes.string_at(seen.data, seen.length), **{**odd, "mark": int(Limit.MARK_HAIRPIN)})
         return _outcome(sender, seen)
 
 
@@ -170,9 +183,9 @@ class _Map(ctypes.Structure):
 
 def _outcome(sender: int, seen: Result) -> Outcome:
     verdict = Verdict(seen.verdict)
-    passed = not verdict.name.startswith("DROP_")
-    expected = _UNSPEC if verdict is Verdict.NOT_OURS else _REDIRECT if passed else _SHOT
-    assert seen.action == expected, f"{verdict.name} ended in action {seen.action}"
+    passed = not verdict.name.startswith("DROP_") or seen.action != _SHOT
+    back = verdict is Verdict.NOT_OURS and sender != SORTER
+    assert seen.action == (_UNSPEC if back else _REDIRECT if passed else _SHOT), f"{verdict.name}: {seen.action}"
     target = seen.target if seen.target != 0xFFFF else None
     frame = ctypes.string_at(seen.data, seen.length) if passed else None
     return Outcome(verdict, frame, sender if verdict is Verdict.ANSWERED else target)
