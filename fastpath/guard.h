@@ -145,6 +145,13 @@ static __always_inline enum vfr_verdict guard_arp(struct vfr_pkt *p, bool group_
 	return group_or_gateway ? VFR_CONTINUE : VFR_DROP_DST_MAC;
 }
 
+static __always_inline enum vfr_verdict guard_target(const struct vfr_pkt *p)
+{
+	if (is_multicast(p->dst))
+		return VFR_DROP_MULTICAST;
+	return is_martian(p->dst) || p->dst == p->src ? VFR_DROP_MARTIAN : VFR_CONTINUE;
+}
+
 static __always_inline enum vfr_verdict guard_ip(struct vfr_pkt *p, bool to_group, bool to_gateway)
 {
 	enum vfr_verdict verdict = parse_ip(p);
@@ -155,10 +162,9 @@ static __always_inline enum vfr_verdict guard_ip(struct vfr_pkt *p, bool to_grou
 		return verdict;
 	if (p->src != p->from->address)
 		return VFR_DROP_SRC_IP;
-	if (is_multicast(p->dst))
-		return VFR_DROP_MULTICAST;
-	if (is_martian(p->dst) || p->dst == p->src)
-		return VFR_DROP_MARTIAN;
+	verdict = guard_target(p);
+	if (verdict != VFR_CONTINUE)
+		return verdict;
 	if (to_group)
 		return VFR_DROP_GROUP_MAC;
 	return to_gateway ? guard_l4(p) : VFR_DROP_DST_MAC;

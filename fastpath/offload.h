@@ -35,11 +35,11 @@ extern void *bpf_cast_to_kern_ctx(void *skb) __ksym __weak;
 /* Set by the loader: this kernel has bpf_cast_to_kern_ctx. */
 const volatile __u8 kernel_context = 0;
 
-static __always_inline __u32 l4_checksum_offset(const struct vfr_pkt *p)
+static __always_inline __u32 l4_checksum_offset(__u8 protocol)
 {
-	if (p->l4_proto == IPPROTO_TCP)
+	if (protocol == IPPROTO_TCP)
 		return L4_OFFSET + offsetof(struct tcphdr, check);
-	if (p->l4_proto == IPPROTO_UDP)
+	if (protocol == IPPROTO_UDP)
 		return L4_OFFSET + offsetof(struct udphdr, check);
 	return L4_OFFSET + offsetof(struct vfr_icmp, checksum);
 }
@@ -47,7 +47,7 @@ static __always_inline __u32 l4_checksum_offset(const struct vfr_pkt *p)
 /* Only TCP and UDP have their checksums completed later, and only a packet with its L4 header can. */
 static __always_inline bool may_be_partial(const struct vfr_pkt *p)
 {
-	return !p->later && (p->l4_proto == IPPROTO_TCP || p->l4_proto == IPPROTO_UDP);
+	return !p->later && !p->error && (p->l4_proto == IPPROTO_TCP || p->l4_proto == IPPROTO_UDP);
 }
 
 static __always_inline enum vfr_verdict read_offload(struct vfr_pkt *p)
@@ -60,7 +60,7 @@ static __always_inline enum vfr_verdict read_offload(struct vfr_pkt *p)
 		return VFR_CONTINUE;
 	start = (__u64)skb->head + skb->csum_start - (__u64)skb->data;
 	return may_be_partial(p) && start == L4_OFFSET &&
-	       start + skb->csum_offset == l4_checksum_offset(p) ? VFR_CONTINUE : VFR_DROP_OFFLOAD;
+	       start + skb->csum_offset == l4_checksum_offset(p->l4_proto) ? VFR_CONTINUE : VFR_DROP_OFFLOAD;
 }
 
 /* Whether bpf_l4_csum_replace leaves the field as it is: 1, 0, or a negative errno. */
@@ -95,7 +95,7 @@ static __always_inline enum vfr_verdict check_offload(struct vfr_pkt *p)
 
 	if (kernel_context)
 		return read_offload(p);
-	partial = probe_offload(p->skb, l4_checksum_offset(p), may_be_partial(p));
+	partial = probe_offload(p->skb, l4_checksum_offset(p->error ? IPPROTO_ICMP : p->l4_proto), may_be_partial(p));
 	p->partial = partial == 1;
 	return partial < 0 ? VFR_DROP_OFFLOAD : VFR_CONTINUE;
 }

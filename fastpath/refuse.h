@@ -118,7 +118,7 @@ static __always_inline bool become_error(struct vfr_pkt *p, const struct reason 
 		.from = p->from ? p->config->gateway : p->config->outside_address,
 		.to = p->from ? p->from->address : p->src,
 		.quote = p->l3_length < QUOTE_MAX ? p->l3_length : QUOTE_MAX,
-		.partial_at = p->partial ? l4_checksum_offset(p) : 0,
+		.partial_at = p->partial ? l4_checksum_offset(p->l4_proto) : 0,
 	};
 
 	return make_error(p->skb, &r);

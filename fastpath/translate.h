@@ -175,7 +175,7 @@ static __always_inline enum vfr_verdict fix_l4_checksum(struct vfr_pkt *p, __be3
 							__be16 old_port, __be16 new_port)
 {
 	__u64 udp = p->l4_proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
-	__u32 offset = l4_checksum_offset(p);
+	__u32 offset = l4_checksum_offset(p->l4_proto);
 
 	if (p->l4_proto != IPPROTO_ICMP &&
 	    bpf_l4_csum_replace(p->skb, offset, old_ip, new_ip, udp | BPF_F_PSEUDO_HDR | sizeof(new_ip)))

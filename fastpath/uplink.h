@@ -101,9 +101,9 @@ static __always_inline bool uplink_ports(struct vfr_pkt *p)
  * router's, but one that is no martian, which can't be told any more behind this. */
 static __always_inline enum vfr_verdict uplink_error(struct vfr_pkt *p)
 {
-	enum vfr_verdict offload = check_offload(p), verdict;
 	__be32 from = p->src;
 	struct vfr_outside *entry;
+	enum vfr_verdict verdict;
 
 	if (p->fragment || take_quoted(p) != VFR_CONTINUE)
 		return VFR_NOT_OURS;
@@ -112,7 +112,7 @@ static __always_inline enum vfr_verdict uplink_error(struct vfr_pkt *p)
 		return VFR_NOT_OURS;
 	verdict = guard_ip_header(p);
 	if (verdict == VFR_CONTINUE)
-		verdict = offload;
+		verdict = check_offload(p);
 	if (verdict != VFR_CONTINUE)
 		return verdict;
 	if (is_martian(from) || is_multicast(from) || is_link_local(from) || bpf_map_lookup_elem(&addresses, &from))

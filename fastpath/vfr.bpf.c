@@ -244,6 +244,8 @@ static __always_inline enum vfr_verdict sorted(struct vfr_pkt *p)
 	}
 	verdict = be_sender(p, *slot);
 	if (verdict == VFR_CONTINUE)
+		verdict = guard_target(p);
+	if (verdict == VFR_CONTINUE)
 		verdict = guard_l4(p);
 	return verdict == VFR_CONTINUE ? from_domain(p) : verdict;
 }

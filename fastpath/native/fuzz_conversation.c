@@ -8,6 +8,7 @@
 #include <linux/in.h>
 #include "frames.h"
 #include "oracle.h"
+#include "../vfr_abi.h"
 #include "world.h"
 
 #define STEPS_MAX 60

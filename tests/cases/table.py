@@ -678,6 +678,7 @@ FRAGMENTS = (
         "what is the host's from the sorter, and no fragment", "sorter", tcp("lan", LAN_ADDRESS, 1, 22), V.DROP_FRAGMENT
     ),
     Case("what is nobody's from the sorter", "sorter", udp("lan", "192.0.2.99", 1, 2), V.DROP_FRAGMENT),
+    Case("a domain to itself, from the sorter", "sorter", tcp("web", "web", 1, 22), V.DROP_MARTIAN),
     Case("what is no IP from the sorter", "sorter", arp("web", "169.254.1.0"), V.DROP_ETHERTYPE),
     Case("a broken header from the sorter", "sorter", tcp("web", "lan", 1, 2, chksum=0x1234), V.DROP_IP_HEADER),
 )

@@ -274,13 +274,19 @@ def _guard_l4(frame: bytes, p: Packet) -> Packet:
     return p
 
 
+def _guard_target(p: Packet) -> None:
+    _end_if(
+        (_within(p.dst, MULTICAST) or p.dst == 0xFFFFFFFF, V.DROP_MULTICAST),
+        (_within(p.dst, *MARTIANS) or p.dst == p.src, V.DROP_MARTIAN),
+    )
+
+
 def _guard_ip(own: Domain, frame: bytes) -> Packet:
     _check_ip_header(frame)
     p = parse_ip(frame)
+    _end_if((p.src != own.address, V.DROP_SRC_IP))
+    _guard_target(p)
     _end_if(
-        (p.src != own.address, V.DROP_SRC_IP),
-        (_within(p.dst, MULTICAST) or p.dst == 0xFFFFFFFF, V.DROP_MULTICAST),
-        (_within(p.dst, *MARTIANS) or p.dst == p.src, V.DROP_MARTIAN),
         (frame[0] & 1, V.DROP_GROUP_MAC),
         (frame[:6] != GATEWAY_MAC, V.DROP_DST_MAC),
     )
@@ -849,6 +855,7 @@ class _Run:
                 # Only a fragment that turns out to be the host's goes back to it.
                 stray = end.verdict == V.NOT_OURS and not self.for_host
                 raise _End(V.DROP_FRAGMENT) if stray else end from None
+        _guard_target(p)
         self.packet = _guard_l4(frame, p)
         return self.from_domain(frame)
 
