@@ -89,13 +89,16 @@ __noinline int probe_offload(struct __sk_buff *skb, __u32 field, __u32 allowed)
 	return bpf_skb_change_tail(skb, field + 1, 0) == -EINVAL ? 1 : -EINVAL;
 }
 
+/* What may not be partial is probed at any two bytes that are surely there: its identification. */
 static __always_inline enum vfr_verdict check_offload(struct vfr_pkt *p)
 {
+	bool allowed = may_be_partial(p);
 	int partial;
 
 	if (kernel_context)
 		return read_offload(p);
-	partial = probe_offload(p->skb, l4_checksum_offset(p->error ? IPPROTO_ICMP : p->l4_proto), may_be_partial(p));
+	partial = probe_offload(p->skb, allowed ? l4_checksum_offset(p->l4_proto) : L3_OFFSET + offsetof(struct iphdr, id),
+				allowed);
 	p->partial = partial == 1;
 	return partial < 0 ? VFR_DROP_OFFLOAD : VFR_CONTINUE;
 }

@@ -126,6 +126,7 @@ class Native(Bench):
         self.fastpath.sweep = lambda row: self.library.native_sweep(ctypes.c_uint32(row))
         self.ifindex = {**{name: slot + 1 for name, slot in world.SLOTS.items()}, "lan": LAN_IFINDEX, "sorter": 101}
         self.clock(10**15)
+        self.read_kernel_context(True)
         if self._recording:
             self.library.native_record(str(self._recording).encode())
         return self
@@ -142,6 +143,16 @@ class Native(Bench):
     def random(self, seed: int, fixed: bool = False) -> None:
         """What bpf_get_prandom_u32 says: a sequence from `seed` on, or always that."""
         self.library.native_random(ctypes.c_uint32(seed), ctypes.c_bool(fixed))
+
+    def read_kernel_context(self, readable: bool) -> None:
+        """Whether the kernel's own sk_buff can be read, as since Linux 6.2."""
+        self.library.native_kernel_context(ctypes.c_bool(readable))
+
+    def next_identification(self, identification: int, remote: int) -> None:
+        """What the next packet without DF to a remote gets (fastpath/translate.h, choose_id)."""
+        raw = int.from_bytes(remote.to_bytes(4, "big"), "little")
+        place = (raw * 2654435761 & 0xFFFFFFFF) >> 22
+        self.fastpath._maps["identifications"].set(place.to_bytes(4, "little"), identification.to_bytes(4, "little"))
 
     def set(self, setting: str, kind: type[Any], value: int) -> None:
         """One of the fastpath's `const volatile` settings; `kind` is its ctypes type."""

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address
 from random import Random
 
 from support import world
-from vfr.spec.model import LAN
+from vfr.spec.model import LAN, SORTER
 from vfr.spec.packet import ones_sum
 
 ICMP, TCP, UDP = 1, 6, 17
@@ -31,9 +31,9 @@ def _checksum(data: bytes) -> bytes:
     return (~ones_sum(data + b"\0" * (len(data) % 2)) & 0xFFFF).to_bytes(2, "big")
 
 
-def ip_packet(src: int, dst: int, protocol: int, l4: bytes, ttl: int = 64, fragment: int = 0) -> bytes:
-    """An IP packet without options; `l4` is taken as it is."""
-    head = struct.pack(">BBHHHBBHII", 0x45, 0, 20 + len(l4), 7, fragment, ttl, protocol, 0, src, dst)
+def ip_packet(src: int, dst: int, protocol: int, l4: bytes, ttl: int = 64, fragment: int = 0, number: int = 7) -> bytes:
+    """An IP packet without options; `l4` is taken as it is, `number` is its identification."""
+    head = struct.pack(">BBHHHBBHII", 0x45, 0, 20 + len(l4), number, fragment, ttl, protocol, 0, src, dst)
     return head[:10] + _checksum(head) + head[12:] + l4
 
 
@@ -63,6 +63,8 @@ def arp(slot: int, asked: int, operation: int = 1) -> bytes:
 def answer(delivered: bytes, to: int, rng: Random) -> tuple[int, bytes]:
     """What the receiver of a delivered frame may say next in the same conversation."""
     src, dst, protocol = (*struct.unpack(">II", delivered[26:34]), delivered[23])
+    if len(delivered) < 42:
+        delivered = delivered.ljust(42, b"\0")
     load = bytes(rng.randrange(4))
     if protocol == ICMP:
         l4 = l4_packet(dst, src, ICMP, int.from_bytes(delivered[38:40], "big"), 0, 0, load)
@@ -73,23 +75,44 @@ def answer(delivered: bytes, to: int, rng: Random) -> tuple[int, bytes]:
     return to, frame(to, ip_packet(dst, src, protocol, l4))
 
 
+def error_about(delivered: bytes, to: int, rng: Random) -> tuple[int, bytes]:
+    """An ICMP error of the receiver's, or of a router's on the way, about a delivered frame."""
+    src, dst = struct.unpack(">II", delivered[26:34])
+    quote = delivered[14 : 14 + rng.choice((28, 40, 60))]
+    raw = struct.pack(">BBHI", rng.choice((3, 11, 12)), rng.randrange(5), 0, 0) + quote
+    sender = int(IPv4Address(REMOTES[2])) if to == LAN and rng.random() < 0.5 else dst
+    return to, frame(to, ip_packet(sender, src, ICMP, raw[:2] + _checksum(raw) + raw[4:]))
+
+
 @dataclass
 class Traffic:
     """An endless conversation. Tell it what was delivered, and it may answer."""
 
     rng: Random
     heard: deque[tuple[int, bytes]] = field(default_factory=lambda: deque(maxlen=12))
+    in_sorter: deque[bytes] = field(default_factory=lambda: deque(maxlen=6))
 
     def delivered(self, to: int, frame: bytes) -> None:
         """A frame with IP that was handed to a slot, or to LAN."""
         self.heard.append((to, frame))
 
+    def sorted(self, frame: bytes) -> None:
+        """A frame that was handed to the sorter."""
+        self.in_sorter.append(frame)
+
     def next(self) -> tuple[int, bytes]:
         """A sender, and the frame it sends."""
         rng = self.rng
-        if self.heard and rng.random() < 0.45:
+        kind = rng.random()
+        if self.heard and kind < 0.4:
             to, last = rng.choice(self.heard)
-            sender, made = answer(last, to, rng)
+            sender, made = error_about(last, to, rng) if rng.random() < 0.15 else answer(last, to, rng)
+        elif kind < 0.5:
+            sender, made = self._piece()
+        elif self.in_sorter and kind < 0.6:
+            # In the order of a datagram's pieces, as the sorter has it.
+            self.in_sorter = deque(sorted(self.in_sorter, key=lambda f: int.from_bytes(f[20:22], "big") & 0x1FFF), 6)
+            sender, made = SORTER, self.in_sorter.popleft()
         else:
             sender, made = self._fresh()
         return (sender, self._damaged(sender, made)) if rng.random() < 0.15 else (sender, made)
@@ -108,6 +131,30 @@ class Traffic:
             src = ADDRESS[sender]
         return sender, frame(sender, self._packet(src, dst))
 
+    def _piece(self) -> tuple[int, bytes]:
+        """A fragment: of a few senders, targets and identifications, so that pieces meet."""
+        rng = self.rng
+        sender = rng.choice((1, 1, 2, LAN))
+        src = int(IPv4Address(REMOTES[0])) if sender == LAN else ADDRESS[sender]
+        dst = int(world.OUTSIDE) if sender == LAN else rng.choice((int(IPv4Address(REMOTES[0])), ADDRESS[2]))
+        protocol = rng.choice((TCP, UDP, UDP))
+        offset = rng.choice((0, 0, 3, 4, 6, 1))
+        more = 0x2000 if not offset or rng.random() < 0.5 else 0
+        l4 = bytes(16)
+        if not offset:
+            l4 = l4_packet(
+                src,
+                dst,
+                protocol,
+                rng.choice(PORTS),
+                rng.choice(PORTS),
+                FLAGS["S"],
+                bytes(4 if protocol == TCP else 16),
+            )
+        return sender, frame(
+            sender, ip_packet(src, dst, protocol, l4, 64, more | offset, rng.choice((1, 2, 3, 4, 5, 6)))
+        )
+
     def _packet(self, src: int, dst: int) -> bytes:
         rng = self.rng
         protocol = rng.choice((TCP, TCP, UDP, UDP, ICMP))
@@ -117,7 +164,7 @@ class Traffic:
         l4 = l4_packet(src, dst, protocol, sport, dport, flags, load)
         if protocol == UDP and rng.random() < 0.1:
             l4 = l4[:6] + b"\0\0" + l4[8:]
-        return ip_packet(src, dst, protocol, l4, ttl=rng.choice((64, 64, 64, 2, 1)))
+        return ip_packet(src, dst, protocol, l4, rng.choice((64, 64, 64, 2, 1)), rng.choice((0, 0, 0x4000)))
 
     def _damaged(self, sender: int, made: bytes) -> bytes:
         """Some bytes changed, often with the IP checksum put right again; perhaps the end cut off."""
