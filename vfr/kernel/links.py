@@ -182,8 +182,7 @@ def configure_return(netns: str, name: str, gateway: str, mtu: int) -> None:
         index = ipr.link_lookup(ifname=name)[0]
         ipr.link("set", index=index, flags=IFF_NOARP, change=IFF_NOARP)
         ipr.link("set", index=index, state="up")
-        metrics = {"attrs": [["RTAX_MTU", mtu], ["RTAX_LOCK", 1 << 2]]}  # of the MTU itself
-        ipr.route("replace", dst="0.0.0.0/0", gateway=gateway, oif=index, flags=_ONLINK, metrics=metrics)
+        ipr.route("replace", dst="0.0.0.0/0", gateway=gateway, oif=index, flags=_ONLINK, metrics={"mtu": mtu})
 
 
 def set_conf(interface: str, name: str, value: int, family: str = "ipv4") -> None:
