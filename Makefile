@@ -70,7 +70,7 @@ test: build native check vm-packages
 	$(VENV)/bin/pytest
 
 # Debian 12's own kernel in QEMU: see tests/vm/README.md.
-test-6.1: build native vm-packages
+test-6.1: build vm-packages
 	$(VENV)/bin/pytest -s tests/vm
 
 # What this machine's verifier makes of the fastpath.

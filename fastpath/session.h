@@ -63,8 +63,12 @@ static __always_inline __u32 tcp_event(struct vfr_pkt *p, const struct vfr_sessi
 
 static __always_inline __u32 tcp_step(__u32 state, __u32 event)
 {
-	/* The mask says nothing new to the reader; it is what the verifier can follow. */
-	return state < VFR_TCP_STATES ? tcp_next[state][event & (VFR_TCP_EVENTS - 1)] : state;
+	/* The mask says nothing new to the reader; it is what the verifier can follow. It must also see the
+	 * check of the very register that is used: 6.1 forgets it for a copy on the stack. */
+	event &= VFR_TCP_EVENTS - 1;
+	barrier_var(event);
+	barrier_var(state);
+	return state < VFR_TCP_STATES ? tcp_next[state][event] : state;
 }
 
 /* How long the conversation may be silent from now on. */
