@@ -401,7 +401,7 @@ def _mapped(bench: Bench) -> set[int]:
     """The inside ports that have a mapping."""
     inner = bench.fastpath.inner("mappings", WEB)
     assert inner is not None
-    found = {MappingKey.from_buffer_copy(key).inside_port for key in inner.keys()}
+    found = {MappingKey.from_buffer_copy(key).inside_port for key in list(inner.keys())}
     inner.close()
     return found
 
