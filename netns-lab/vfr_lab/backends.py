@@ -25,16 +25,16 @@ class Backend(Protocol):
 
 
 class VfrBackend:
-    """VFR, through the `vfr` command as anybody would use it."""
+    """VFR, through the `vfr` command as anybody would use it; `options` go to `vfr nat enable`."""
 
     name = "vfr"
 
-    def __init__(self, command: Path = Path(sys.executable).parent / "vfr") -> None:
-        self.command = str(command)
+    def __init__(self, *options: str, command: Path = Path(sys.executable).parent / "vfr") -> None:
+        self.options, self.command = options, str(command)
 
     def up(self, lab: Lab) -> None:
         self.down(lab)  # a namespace of this name may have been deleted under an earlier VFR
-        lab.exec("dom0", self.command, "nat", "enable", "--uplink", "eth0")
+        lab.exec("dom0", self.command, "nat", "enable", "--uplink", "eth0", *self.options)
         for guest in lab.scenario.guests:
             where = ["--netns", lab.netns(guest.name), "--address", guest.address]
             lab.exec("dom0", self.command, "domain", "add", guest.name, *where)

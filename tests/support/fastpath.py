@@ -1,0 +1,42 @@
+"""The fastpath of a lab's host, seen from the test: its counters by the command, its maps by their pins."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vfr.kernel.fastpath import Fastpath
+from vfr_lab import Lab
+
+VFR = str(Path(sys.executable).parent / "vfr")
+
+
+def vfr(lab: Lab, *arguments: str) -> str:
+    """What the vfr command prints in the lab's host."""
+    return lab.exec("dom0", VFR, *arguments).stdout
+
+
+def stats(lab: Lab, who: str) -> dict[str, int]:
+    """Verdict, "received" or "errors" -> packets, of a domain, "dom0" or "lan"."""
+    counted = json.loads(vfr(lab, "stats", who, "--json"))[who]
+    return {verdict: count["packets"] for verdict, count in counted.items()}
+
+
+@contextmanager
+def open_fastpath(lab: Lab) -> Iterator[Fastpath]:
+    """The maps of the lab's host."""
+    pins = Path("/run/vfr/netns") / lab.netns("dom0") / "bpf"
+    fastpath = Fastpath.open(pins)
+    assert fastpath is not None, f"there is no fastpath at {pins}"
+    try:
+        yield fastpath
+    finally:
+        fastpath.close()
+
+
+def slot_of(fastpath: Fastpath, address: str) -> int:
+    """The slot of the domain with this address."""
+    return next(slot for slot, row in fastpath.domains().items() if str(row.address) == address)
