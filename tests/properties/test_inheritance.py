@@ -9,8 +9,6 @@ from support import world
 from support.bench import Bench
 from support.frames import echo, tcp, udp
 
-from vfr.kernel.fastpath import Quota
-
 RULES = "allow web -> db\n"
 QUESTIONS = {
     "tcp": (tcp("web", "db", 1000, 80), tcp("db", "web", 80, 1000, "SA")),
@@ -31,5 +29,5 @@ def test_a_new_tenant_does_not_answer_what_the_old_one_was_asked(bench: Bench, k
     assert bench.send(db, answer).verdict.name == "TO_DOMAIN"
     tenant = bench.fastpath.domains()[db]
     bench.fastpath.set_domain(db, dataclasses.replace(tenant, generation=tenant.generation + 100))
-    bench.fastpath.new_tables(db, Quota(4, 4, 4))
+    bench.fastpath.new_tables(db, world.LIMITS, 4)
     assert bench.send(db, answer).verdict.name == REFUSED[kind]
