@@ -85,6 +85,8 @@ def _frame(lab: Lab, source: str) -> bytes:
 
 def test_a_ring_sender(lab: Lab) -> None:
     """Frames whose headers are not in the linear part are parsed, judged and summed all the same."""
+    # The LAN's MAC must be known: what waits for an answer to ARP, the kernel keeps only some of.
+    lab.exec("web", "ping", "-n", "-c1", "-W2", "192.0.2.11")
     with Capture(lab, "lan1") as capture:
         lab.exec("web", sys.executable, str(RING), "eth0", _frame(lab, "169.254.1.2").hex(), "50")
         lab.exec("web", sys.executable, str(RING), "eth0", _frame(lab, "169.254.1.3").hex(), "50")
