@@ -40,7 +40,7 @@ $(VENV)/.installed: pyproject.toml | packages
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@
 
-$(BUILD)/vfr.bpf.o: fastpath/vfr.bpf.c $(HEADERS) | packages
+$(BUILD)/%.bpf.o: fastpath/%.bpf.c $(HEADERS) | packages
 	@mkdir -p $(BUILD)
 	$(CLANG) $(BPFFLAGS) -c $< -o $@.tmp
 	mv $@.tmp $@
@@ -50,7 +50,7 @@ $(BUILD)/libvfrload.so: fastpath/loader.c | packages
 	gcc -shared -fPIC -O2 -Wall -Wextra -Werror -Wno-sign-compare $< -o $@.tmp -lbpf
 	mv $@.tmp $@
 
-build: $(BUILD)/vfr.bpf.o $(BUILD)/libvfrload.so $(VENV)/.installed
+build: $(BUILD)/vfr.bpf.o $(BUILD)/witness.bpf.o $(BUILD)/libvfrload.so $(VENV)/.installed
 
 abi: $(BUILD)/vfr.bpf.o
 	tools/gen_abi.py $< > vfr/_abi.py

@@ -93,8 +93,8 @@ static int set_variable(struct bpf_object *object, const struct vfr_setting *set
 	return -ENOENT;
 }
 
-/* Descriptors of the inner maps that outer ones were made by; needed until these are loaded. */
-struct templates {
+/* Descriptors that are needed until an object is loaded, such as of the inner maps that outer ones are made by. */
+struct descriptors {
 	int fd[16];
 	int count;
 };
@@ -104,7 +104,7 @@ struct templates {
  * refuses the inner maps that the control plane makes, which have none: up to there the places of a
  * value's timer are compared, and "has none" and "has no BTF to say" are not the same number.
  */
-static int make_templates(struct bpf_object *object, struct templates *made)
+static int make_templates(struct bpf_object *object, struct descriptors *made)
 {
 	struct bpf_map *map;
 
@@ -155,7 +155,7 @@ static int pin_all(struct bpf_object *object, const char *directory)
 }
 
 /* Whether this kernel lets a program read the kernel's own sk_buff (since 6.2). */
-static int has_kernel_context(void)
+int vfr_has_kernel_context(void)
 {
 	struct btf *btf = btf__load_vmlinux_btf();
 	int found;
@@ -170,10 +170,9 @@ static int has_kernel_context(void)
 int vfr_load(const char *path, const char *directory, const struct vfr_setting *settings, int count,
 	     char *log, size_t log_size)
 {
-	struct templates templates = {};
+	struct descriptors templates = {};
 	struct bpf_object *object;
-	struct vfr_setting context = { "kernel_context", has_kernel_context() };
-	int err;
+	int err = 0;
 
 	log_text = log;
 	log_room = log_size;
@@ -181,9 +180,6 @@ int vfr_load(const char *path, const char *directory, const struct vfr_setting *
 	object = bpf_object__open_file(path, NULL);
 	if (!object)
 		return -errno;
-	err = set_variable(object, &context);
-	if (err == -ENOENT)
-		err = 0; /* an object that does not ask */
 	for (int i = 0; i < count && !err; i++)
 		err = set_variable(object, &settings[i]);
 	if (!err)
@@ -195,6 +191,81 @@ int vfr_load(const char *path, const char *directory, const struct vfr_setting *
 	bpf_object__close(object);
 	while (templates.count)
 		close(templates.fd[--templates.count]);
+	return err;
+}
+
+/* Puts a loaded witness at its program's entry, and pins what ties them. */
+static int attach_witness(struct bpf_program *witness, const char *directory)
+{
+	struct bpf_link *link;
+	char path[4096];
+	int err;
+
+	link = bpf_program__attach_trace(witness);
+	if (!link)
+		return -errno;
+	snprintf(path, sizeof(path), "%s/%s", directory, bpf_program__name(witness));
+	err = bpf_link__pin(link, path);
+	bpf_link__destroy(link);
+	return err;
+}
+
+/* The object's fentry programs name what they are for: fentry/PROGRAM, pinned in the directory, as are its maps. */
+static int aim_witnesses(struct bpf_object *object, const char *directory, struct descriptors *opened)
+{
+	struct bpf_program *witness;
+	struct bpf_map *map;
+	char path[4096];
+	int err;
+
+	bpf_object__for_each_map(map, object) {
+		if (bpf_map__is_internal(map))
+			continue;
+		snprintf(path, sizeof(path), "%s/%s", directory, bpf_map__name(map));
+		err = bpf_map__set_pin_path(map, path);
+		if (err)
+			return err;
+	}
+	bpf_object__for_each_program(witness, object) {
+		const char *target = strchr(bpf_program__section_name(witness), '/') + 1;
+		int fd;
+
+		snprintf(path, sizeof(path), "%s/%s", directory, target);
+		fd = bpf_obj_get(path);
+		if (fd < 0)
+			return -errno;
+		opened->fd[opened->count++] = fd;
+		err = bpf_program__set_attach_target(witness, fd, target);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+/* Puts a witness (witness.bpf.c) at the entry of each program that vfr_load has pinned. */
+int vfr_load_witnesses(const char *path, const char *directory, char *log, size_t log_size)
+{
+	struct descriptors opened = {};
+	struct bpf_program *witness;
+	struct bpf_object *object;
+	int err;
+
+	log_text = log;
+	log_room = log_size;
+	libbpf_set_print(keep_log);
+	object = bpf_object__open_file(path, NULL);
+	if (!object)
+		return -errno;
+	err = aim_witnesses(object, directory, &opened);
+	if (!err)
+		err = bpf_object__load(object);
+	if (!err)
+		bpf_object__for_each_program(witness, object)
+			if (!err)
+				err = attach_witness(witness, directory);
+	bpf_object__close(object);
+	while (opened.count)
+		close(opened.fd[--opened.count]);
 	return err;
 }
 

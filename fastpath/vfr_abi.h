@@ -360,6 +360,16 @@ struct vfr_event {
 };
 _Static_assert(sizeof(struct vfr_event) == 40, "vfr_event");
 
+/* @offload, one row a CPU: where a witness saw that a checksum is to be written, from the frame's start. */
+struct vfr_offload {
+	__u32 start;                  /* what is summed begins here */
+	__u32 field;                  /* the sum goes here */
+	__u8 partial;                 /* CHECKSUM_PARTIAL: the two above mean something */
+	__u8 known;                   /* somebody has looked */
+	__u8 zero[2];
+};
+_Static_assert(sizeof(struct vfr_offload) == 12, "vfr_offload");
+
 /* @trace, one row: the last packet's end, written only by an object that was loaded for it. */
 struct vfr_trace {
 	__u32 verdict;                /* enum vfr_verdict */

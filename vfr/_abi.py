@@ -308,6 +308,18 @@ class MappingKey(ctypes.Structure):
 
 assert ctypes.sizeof(MappingKey) == 4
 
+class Offload(ctypes.Structure):
+    _fields_ = [
+        ("start", ctypes.c_uint32),
+        ("field", ctypes.c_uint32),
+        ("partial", ctypes.c_uint8),
+        ("known", ctypes.c_uint8),
+        ("zero", ctypes.c_uint8 * 2),
+    ]
+
+
+assert ctypes.sizeof(Offload) == 12
+
 class Outside(ctypes.Structure):
     _fields_ = [
         ("slot", ctypes.c_uint16),
@@ -412,4 +424,5 @@ MAPS = {
     "runtime": MapSpec(2, 4, 56, 4098, 0),
     "counters": MapSpec(6, 4, 1056, 4098, 0),
     "trace": MapSpec(2, 4, 16, 1, 0),
+    "offload": MapSpec(6, 4, 12, 1, 0),
 }

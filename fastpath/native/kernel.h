@@ -106,7 +106,7 @@ void native_clock(__u64 ns);
 void native_random(__u32 seed, bool fixed);
 /* Whether the host has a socket for any packet. */
 void native_host_listens(bool listens);
-/* Whether the kernel's own sk_buff can be read (Linux 6.2 and later); else offloads are told by probing. */
+/* Whether the kernel's own sk_buff can be read (Linux 6.2 and later); else a witness tells of offloads. */
 void native_kernel_context(bool readable);
 /* Sets one of the fastpath's `const volatile` settings, as a loader would before loading. */
 void native_set(const volatile void *setting, size_t size, __u64 value);

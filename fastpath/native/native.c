@@ -91,6 +91,8 @@ void native_run(const struct native_frame *frame, struct native_result *result)
 	struct vfr_trace *end = bpf_map_lookup_elem(&trace, &zero);
 
 	skb_begin(frame, gateway_mac);
+	if (!kernel_context)
+		witness(bpf_cast_to_kern_ctx(skb_context()), bpf_map_lookup_elem(&offload, &zero));
 	*end = (struct vfr_trace){ .verdict = VFR_CONTINUE };
 	*result = (struct native_result){};
 	result->action = frame->hook == NATIVE_UPLINK ? uplink_ingress(skb_context())

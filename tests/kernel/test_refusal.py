@@ -14,6 +14,7 @@ from vfr.kernel import loader
 LOG_ROOM = 2000
 # Refused at its end, after a log that is longer than LOG_ROOM.
 SOURCE = """
+const volatile unsigned char kernel_context = 0;
 struct skb { unsigned before[19], data, data_end; };
 __attribute__((section("tc"), used)) int wrong(struct skb *skb)
 {

@@ -272,7 +272,7 @@ def test_object_native_build_and_model_agree(bench: Bench, native: Native) -> No
 
 
 def test_native_build_and_model_agree_on_an_older_kernel(native: Native) -> None:
-    """As before Linux 6.2, where offloads are told by probing (fastpath/offload.h)."""
+    """As before Linux 6.2, where a witness tells of offloads (fastpath/witness.h)."""
     native.read_kernel_context(False)
     try:
         for rules, seeds in _chunks(PACKETS // 2):

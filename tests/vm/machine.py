@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
 
-from vm.steps import TOP
+from vm.steps import CPUS, TOP
 
 VM = TOP / "build" / "vm"
 KERNEL_LOG = VM / "kernel.log"
@@ -168,10 +168,10 @@ def _share(path: Path, tag: str) -> list[str]:
 def _qemu(kernel: Kernel, initramfs: Path) -> list[str]:
     """The first serial line is what the machine says, the second what its kernel says.
 
-    One CPU takes no more of a small host than one. RCU's grace periods, which every change of a map in map
+    With two CPUs, two steps go on at once. RCU's grace periods, which every change of a map in map
     waits for, are made short: they would be half of the time.
     """
-    machine = ["-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", MEMORY, "-no-reboot"]
+    machine = ["-accel", "tcg", "-cpu", "max", "-smp", str(CPUS), "-m", MEMORY, "-no-reboot"]
     bare = ["-nodefaults", "-no-user-config", "-display", "none"]
     boot = ["-kernel", str(kernel.image), "-initrd", str(initramfs)]
     words = ["-append", "console=ttyS1 panic=-1 mitigations=off rcupdate.rcu_expedited=1"]

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 Hook = Literal["vif", "uplink", "sorter"]
 PROGRAMS: dict[Hook, str] = {"vif": "vif_ingress", "uplink": "uplink_ingress", "sorter": "sorter_ingress"}
 SWEEP = "sweep_row"
+# What tells the programs of offloads on kernels before 6.2; pinned where there is need of them.
+WITNESSES = frozenset({"vif_witness", "uplink_witness", "sorter_witness"})
 ROW_NAMES = {int(Limit.ROW_LAN): "lan", int(Limit.ROW_UNKNOWN): "unknown"}
 _PROTOCOL_SPACE = {"tcp": Space.SPACE_TCP, "udp": Space.SPACE_UDP}
 # Maps that no program reads, beside the object's: what control notes down in the kernel, for as long as
@@ -39,7 +41,8 @@ _CLOSING_NEAR, _CLOSING_INBOUND = 256, 256
 _RULES = {"allow": Rule.RULE_ALLOW, "reject": Rule.RULE_REJECT}
 _TABLES = ("sessions", "inbound", "mappings", "fragments")
 _LIMIT_FIELDS = {"fragments": "pieces"}
-_NOTES = {"digest": (_DIGEST_SIZE, 1), "complete": (4, int(Limit.SLOTS))}
+_PER_CPU = ("counters", "offload")
+_NOTES = {"digest": (_DIGEST_SIZE, 1), "complete": (4, int(Limit.SLOTS)), "witnessed": (4, 1)}
 _Row = TypeVar("_Row", bound=ctypes.Structure)
 
 
@@ -206,7 +209,7 @@ class Fastpath:
                 self._fds[hook] = bpf.get_pinned(base / program)
             self._sweep = bpf.get_pinned(base / SWEEP)
             for name, spec in _abi.MAPS.items():
-                size = spec.value_size * (_possible_cpus() if name == "counters" else 1)
+                size = spec.value_size * (_possible_cpus() if name in _PER_CPU else 1)
                 fd = bpf.get_pinned(base / name)
                 self._maps[name] = bpf.Map(fd, name, spec.key_size, size, spec.max_entries)
             for name, (size, places) in _NOTES.items():
@@ -225,7 +228,7 @@ class Fastpath:
         fresh = pins / "loading"
         fresh.mkdir()
         (pins / "links").mkdir(exist_ok=True)
-        loader.load(fresh, settings or {})
+        witnessed = loader.load(fresh, settings or {})
         for name, (size, places) in _NOTES.items():
             fd = bpf.create_map(bpf.TYPE_ARRAY, 4, size, places, 0, name)
             try:
@@ -235,6 +238,7 @@ class Fastpath:
         fresh.rename(pins / "fastpath")
         made = cls(pins)
         made.new_lan_tables()
+        made._maps["witnessed"].set(_u32(0), _u32(int(witnessed)))
         return made
 
     @classmethod
@@ -243,9 +247,14 @@ class Fastpath:
         if not (pins / "fastpath").is_dir() or not (pins / "links").is_dir():
             return None
         wanted = {*PROGRAMS.values(), SWEEP, *_abi.MAPS, *_NOTES}
-        if not wanted <= {p.name for p in (pins / "fastpath").iterdir()}:
+        found = {p.name for p in (pins / "fastpath").iterdir()}
+        if not wanted <= found:
             return None
-        return cls(pins)
+        one = cls(pins)
+        if _from_u32(one._maps["witnessed"].get(_u32(0)) or _u32(0)) and not found >= WITNESSES:
+            one.close()
+            return None
+        return one
 
     @staticmethod
     def unload(pins: Path) -> None:

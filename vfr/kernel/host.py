@@ -137,8 +137,8 @@ class Host:
         mounts.mount(self.instance.bpffs)
 
     def load(self) -> None:
-        """VFR_OFFLOAD=probe asks for the way that kernels before 6.2 need (fastpath/offload.h)."""
-        settings = {"kernel_context": 0} if os.environ.get("VFR_OFFLOAD") == "probe" else None
+        """VFR_OFFLOAD=witness asks for the way that kernels before 6.2 need (fastpath/witness.h)."""
+        settings = {"kernel_context": 0} if os.environ.get("VFR_OFFLOAD") == "witness" else None
         self._fastpath = Fastpath.load(self.pins, settings)
 
     def write_guard(self, wanted: guard.Guard) -> None:

@@ -11,7 +11,9 @@ from vfr.errors import KernelError, VfrError
 
 BUILD = Path(__file__).resolve().parent.parent / "_build"
 OBJECT = BUILD / "vfr.bpf.o"
+WITNESSES = BUILD / "witness.bpf.o"
 _LOG_SIZE = 1 << 18
+KERNEL_CONTEXT = "kernel_context"  # whether the fastpath reads the kernel's own sk_buff by itself
 
 
 class _Setting(ctypes.Structure):
@@ -21,7 +23,7 @@ class _Setting(ctypes.Structure):
 @cache
 def _library() -> ctypes.CDLL:
     path = BUILD / "libvfrload.so"
-    for part in (OBJECT, path):
+    for part in (OBJECT, WITNESSES, path):
         if not part.exists():
             raise VfrError(f"the compiled fastpath {part} is missing; run `make build` in VFR's source tree")
     try:
@@ -30,16 +32,24 @@ def _library() -> ctypes.CDLL:
         raise VfrError(f"the loader cannot be used ({error}); install libbpf: apt install libbpf1") from None
 
 
-def load(pins: Path, settings: Mapping[str, int]) -> None:
+def load(pins: Path, settings: Mapping[str, int]) -> bool:
     """Loads the object and pins its maps and programs, each under its own name, in `pins`.
 
-    `settings` are the object's `const volatile` variables. KernelError carries the verifier's log.
+    `settings` are the object's `const volatile` variables. KernelError carries the verifier's log. Where the
+    fastpath is not to read the kernel's own sk_buff, witnesses do it for the fastpath (fastpath/witness.h), and
+    True is returned.
     """
+    settings = {KERNEL_CONTEXT: _library().vfr_has_kernel_context(), **settings}
     table = (_Setting * len(settings))(*[_Setting(k.encode(), v) for k, v in settings.items()])
     log = ctypes.create_string_buffer(_LOG_SIZE)
     err = _library().vfr_load(str(OBJECT).encode(), str(pins).encode(), table, len(settings), log, _LOG_SIZE)
     if err:
         raise KernelError("loading the fastpath", -err, log.value.decode(errors="replace").strip())
+    if not settings[KERNEL_CONTEXT]:
+        err = _library().vfr_load_witnesses(str(WITNESSES).encode(), str(pins).encode(), log, _LOG_SIZE)
+    if err:
+        raise KernelError("loading the fastpath's witnesses", -err, log.value.decode(errors="replace").strip())
+    return not settings[KERNEL_CONTEXT]
 
 
 def clsact_attach(ifindex: int, program: int) -> bool:
