@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -9,9 +10,13 @@ from types import TracebackType
 
 from vfr_lab.lab import Lab, LabError, run
 
+# A place in tcpdump's ring is as long as the longest frame with offloads: by default there are 32.
+RING_KIB = 32768
+_LOST = re.compile(r"^(\d+) packets? dropped by kernel", re.MULTILINE)
+
 
 class Capture:
-    """Everything an interface sees between `with` and its end. `lines` is tcpdump's text of it."""
+    """Everything an interface sees between `with` and its end, or a LabError. `lines` is tcpdump's text of it."""
 
     def __init__(self, lab: Lab, node: str, interface: str = "eth0") -> None:
         self.file: Path = lab.files / f"{node}-{interface}-{id(self)}.pcap"
@@ -22,6 +27,8 @@ class Capture:
             "--immediate-mode",
             "-U",
             "-n",
+            "-B",
+            str(RING_KIB),
             "-i",
             interface,
             "-w",
@@ -42,7 +49,10 @@ class Capture:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         assert self._process is not None
         self._process.send_signal(signal.SIGINT)
-        self._process.communicate(timeout=10)
+        said = self._process.communicate(timeout=10)[1]
+        lost = _LOST.search(said)
+        if kind is None and (lost is None or int(lost[1])):
+            raise LabError(f"{' '.join(self._argv)} has not seen everything: {said.strip()}")
 
     def lines(self, expression: str = "") -> list[str]:
         """One line a packet, of those that match a tcpdump expression."""
