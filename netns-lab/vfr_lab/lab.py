@@ -18,7 +18,8 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from vfr_lab.backends import Backend, VfrBackend
+from vfr_lab.backends import Backend
+from vfr_lab.backends.vfr import VfrBackend
 from vfr_lab.scenario import XEN, LanHost, Scenario
 
 BUILD = Path(__file__).resolve().parents[2] / "build"

@@ -22,7 +22,7 @@ from support.fastpath import open_fastpath, slot_of, stats
 
 from vfr import _abi
 from vfr_lab import Lab
-from vfr_lab.backends import VfrBackend
+from vfr_lab.backends.vfr import VfrBackend
 
 pytestmark = pytest.mark.lab
 PORTS, RATE = 1024, 2000

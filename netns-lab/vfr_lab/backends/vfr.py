@@ -1,0 +1,49 @@
+"""VFR, through the `vfr` command as anybody would use it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vfr_lab.lab import Lab
+    from vfr_lab.scenario import Guest
+
+
+class VfrBackend:
+    """`options` go to `vfr nat enable`."""
+
+    name = "vfr"
+    sentence = "VFR: a BPF fastpath at each guest's interface, and its shipped xen.rules"
+    programs: tuple[str, ...] = ("nft", "ip")
+
+    def __init__(self, *options: str, command: Path = Path(sys.executable).parent / "vfr") -> None:
+        self.options, self.command = options, str(command)
+
+    def up(self, lab: Lab) -> None:
+        self.down(lab)  # a namespace of this name may have been deleted under an earlier VFR
+        self.reload(lab)
+        for guest in lab.scenario.guests:
+            self.attach(lab, guest)
+
+    def down(self, lab: Lab) -> None:
+        listed = json.loads(lab.exec("dom0", self.command, "domain", "list", "--json").stdout)
+        if listed:
+            lab.exec("dom0", self.command, "domain", "remove", *(d["name"] for d in listed))
+        lab.exec("dom0", self.command, "nat", "disable")
+
+    def attach(self, lab: Lab, guest: Guest) -> None:
+        where = ["--netns", lab.netns(guest.name), "--address", guest.address]
+        lab.exec("dom0", self.command, "domain", "add", guest.name, *where)
+
+    def detach(self, lab: Lab, guest: Guest) -> None:
+        lab.exec("dom0", self.command, "domain", "remove", guest.name)
+
+    def reload(self, lab: Lab) -> None:
+        lab.exec("dom0", self.command, "nat", "enable", "--uplink", "eth0", *self.options)
+
+    def vif(self, lab: Lab, guest: Guest) -> str:
+        listed = json.loads(lab.exec("dom0", self.command, "domain", "list", "--json").stdout)
+        return str(next(d["interface"] for d in listed if d["name"] == guest.name))
