@@ -1,0 +1,1 @@
+"""To break into others' conversations: resets, injected data, redirects, forged errors, guessed ports, forged answers."""

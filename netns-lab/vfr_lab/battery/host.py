@@ -1,0 +1,1 @@
+"""To harm the host's own kernel and services: malformed headers of every layer, offloads, sizes."""

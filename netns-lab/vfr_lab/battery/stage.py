@@ -1,0 +1,135 @@
+"""Where attacks are mounted: the nodes of a lab, their facts, and the journal of one attack.
+
+web (attacker)   db (victim)   ci (bystander)
+     |                |             |
+     +-------------- dom0 ----------+
+                      | 192.0.2.1
+ lan1 (serves) --- [switch] --- lan2 (attacker on the LAN)     inet behind a router
+"""
+
+from __future__ import annotations
+
+import secrets
+import struct
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+
+from vfr_lab.backends import GATEWAY, Backend
+from vfr_lab.lab import Lab, wait_until
+from vfr_lab.node import Node, NodeError
+from vfr_lab.scenario import Guest
+
+ECHO = 7  # of lan1 and inet: says who asks
+SSH = 22
+
+
+class VoidError(Exception):
+    """The attack proves nothing here; the text says why."""
+
+
+class Stage:
+    """The nodes of a lab with agents in them, wired by one backend. `mark` is other bytes for each attack."""
+
+    outside, gateway = "192.0.2.1", GATEWAY  # dom0's LAN address; what guests send to
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.sent: list[str] = []
+        self.controls: list[str] = []
+        self.mark = b""
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Stage:
+        names = ("web", "db", "ci", "dom0", "lan1", "lan2", "inet", "router", "switch")
+        try:
+            self._nodes = {n: self._stack.enter_context(Node(self.lab, n, self.say)) for n in names}
+        except BaseException:
+            self._stack.close()
+            raise
+        self.web, self.db, self.ci, self.dom0, self.lan1, self.lan2, self.inet, self.router, self.switch = (
+            self._nodes[n] for n in names
+        )
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._stack.close()
+
+    # Facts
+
+    @property
+    def backend(self) -> Backend:
+        return self.lab.backend
+
+    def guest(self, name: str) -> Guest:
+        return next(g for g in self.lab.scenario.guests if g.name == name)
+
+    def address(self, name: str) -> str:
+        """A node's own address: of a guest, on the router; of others, on their network."""
+        s = self.lab.scenario
+        found = {h.name: h.address for h in (s.dom0, *s.lan, s.router, s.inet)} | {g.name: g.address for g in s.guests}
+        return found[name]
+
+    def gateway_mac(self, guest: str = "web") -> str:
+        """What a guest's kernel takes for the gateway's MAC."""
+        mac = self._nodes[guest].knows(GATEWAY)
+        if mac is None:
+            raise VoidError(f"{guest} cannot find the gateway")
+        return mac
+
+    def vif(self, guest: str) -> str:
+        """The guest's interface in dom0."""
+        return self.backend.vif(self.lab, self.guest(guest))
+
+    # One attack
+
+    def say(self, line: str) -> None:
+        """A line for the journal: what is done."""
+        self.sent.append(line)
+
+    def control(self, sentence: str, holds: object) -> None:
+        """Something that must be so for the attack to prove anything. VoidError if it is not."""
+        if not holds:
+            raise VoidError(f"this had to hold: {sentence}")
+        self.controls.append(sentence)
+
+    def begin(self) -> None:
+        """A new attack: an empty journal, and bytes that no other attack has sent."""
+        self.sent, self.controls, self.mark = [], [], b"mark" + secrets.token_hex(8).encode()
+        for node in self._nodes.values():
+            node.collected.clear()
+
+    def is_healthy(self) -> bool:
+        """Whether guests do their everyday business: what an attack must find, and the next one too."""
+        lan1 = self.address("lan1")
+        return all(self._nodes[g.name].tcp(lan1, ECHO, timeout=1) for g in self.lab.scenario.guests)
+
+    def forget(self) -> None:
+        """Nobody's kernel remembers a neighbour."""
+        for node in self._nodes.values():
+            self.lab.ip(node.name, "neigh", "flush", "all")
+            with suppress(NodeError):
+                self.lab.ip(node.name, "route", "flush", "cache")
+
+    def wire(self, backend: Backend) -> None:
+        """Takes the present wiring down, and puts this one up."""
+        self.lab.backend.down(self.lab)
+        self.lab.backend = backend
+        backend.up(self.lab)
+        self.forget()
+        wait_until(self.is_healthy, f"{backend.name}'s coming up")
+
+    def capture(self, file: Path) -> Path | None:
+        """Writes what was watched during this attack as a pcap file; None if nothing was."""
+        frames = sorted(
+            ((f.at, f.raw) for n in self._nodes.values() for seen in n.collected for f in (*seen.frames, *seen.own)),
+            key=lambda pair: pair[0],
+        )
+        if not frames:
+            return None
+        records = b"".join(
+            struct.pack("<IIII", int(at), int(at % 1 * 10**9), len(raw), len(raw)) + raw for at, raw in frames[:2000]
+        )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 1 << 18, 1) + records)
+        return file

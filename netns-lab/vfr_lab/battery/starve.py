@@ -1,0 +1,1 @@
+"""To use up what others need: tables, ports, bandwidth, the host's time, its logs."""
