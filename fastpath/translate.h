@@ -61,15 +61,23 @@ static __always_inline __u32 next_state(struct vfr_pkt *p, struct vfr_session *s
 	return new;
 }
 
+/* A mapping lives as long as a conversation through it may. One whose conversations are all closing lives
+ * no longer than the last of them to say something, whatever it was granted while they were open. */
+static __always_inline void keep_mapping(struct vfr_pkt *p, __u32 tcp_state, __u64 expires)
+{
+	struct vfr_mapping *m = kind_of(p) == VFR_KIND_LAN ? mapping_of(p->opener, &p->key, p->outside_port) : NULL;
+
+	if (m && (m->expires_ns < expires || (is_closing(tcp_state) && !m->open)))
+		m->expires_ns = expires;
+}
+
 /* Carries a living session on: its state, and how long it may now be idle. Written a second at a
- * time, so that packets on different CPUs seldom touch the same line. A session that goes on keeps its
- * mapping alive. */
+ * time, so that packets on different CPUs seldom touch the same line. */
 static __always_inline void refresh(struct vfr_pkt *p)
 {
 	struct vfr_session *s = p->session;
 	__u32 old = s->tcp_state, new = next_state(p, s);
 	__u64 expires = p->now + idle_time(p, new);
-	struct vfr_mapping *m;
 
 	if (new == old && expires < s->expires_ns + SECOND_NS)
 		return;
@@ -77,9 +85,7 @@ static __always_inline void refresh(struct vfr_pkt *p)
 	if (new == old && is_closing(old) && p->tcp_flags & TCP_RST)
 		return;
 	s->expires_ns = expires;
-	m = kind_of(p) == VFR_KIND_LAN ? mapping_of(p->opener, &p->key, p->outside_port) : NULL;
-	if (m && m->expires_ns < expires)
-		m->expires_ns = expires;
+	keep_mapping(p, new, expires);
 }
 
 /* Enters a session in its owner's table. A dead one under the same key is written over. */

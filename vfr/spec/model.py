@@ -3,7 +3,8 @@
 Readings taken of the RFCs. Mapping is endpoint-independent (RFC 4787 REQ-1), filtering is address and
 port dependent (REQ-8). An outside port equal to the inside one is kept when it may be, else any free port
 of the domain's block is as good as another (`choose` says which); a TCP mapping all of whose sessions
-are closing gives its port up when no other is free, the oldest first. Inbound packets refresh too. A
+are closing gives its port up when no other is free, the oldest first, and lives no longer than they do.
+Inbound packets refresh too. A
 session's or mapping's life is what is left since its last packet, in whole seconds as the fastpath
 keeps them; a dead one is as good as none. A RST shortens a session's life, and traffic restores it.
 """
@@ -747,8 +748,8 @@ class _Run:
             return
         self.sessions[flow.key] = replace(session, expires=expires, state=state, peer_isn=isn)
         key, mapping = self.mapping_of(flow)
-        if mapping and mapping.expires < expires:
-            self.mappings[key] = replace(self.mappings[key], expires=expires)
+        if mapping and (mapping.expires < expires or (state in CLOSING and not mapping.open)):
+            self.mappings[key] = replace(mapping, expires=expires)
 
     def mapping_of(self, flow: _Flow) -> tuple[MappingKey, PortMapping | None]:
         key: MappingKey = (flow.key[0], flow.key[5], flow.key[4])
