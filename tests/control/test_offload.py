@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -196,7 +197,7 @@ def _vm_sends(host: Host, packet: Packet, start: int, offset: int, *gso: int) ->
     return done.returncode == 0
 
 
-def _vm_packet(payload: Packet, **ip: int | str) -> Packet:
+def _vm_packet(payload: Packet, **ip: Any) -> Packet:
     return IP(src=VM, dst="192.0.2.11", **ip) / payload
 
 
