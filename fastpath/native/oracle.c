@@ -230,7 +230,7 @@ static void check_mappings(__u32 slot, const struct table *mappings)
 	}
 }
 
-/* A mapping that was not there before has not taken a port of the host's own. */
+/* A mapping that did not live before has not taken a port of the host's own. */
 static void check_new_mappings(__u32 slot, const struct table *before, const struct table *after)
 {
 	for (__u32 i = 0; i < after->count; i++) {
@@ -239,7 +239,8 @@ static void check_new_mappings(__u32 slot, const struct table *before, const str
 		const struct row *row = find(before, &after->rows[i]);
 
 		old = row ? (const void *)row->value : NULL;
-		native_check((old && old->outside_port == mapping->outside_port && old->expires_ns > p.now) ||
+		native_check(mapping->expires_ns <= p.now ||
+				     (old && old->outside_port == mapping->outside_port && old->expires_ns > p.now) ||
 				     !native_host_has(key->protocol, bpf_ntohs(mapping->outside_port)),
 			     "slot %u has taken the host's port %u", slot, bpf_ntohs(mapping->outside_port));
 	}
