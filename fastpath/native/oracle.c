@@ -242,12 +242,29 @@ static void check_mappings(__u32 slot, const struct table *mappings)
 	}
 }
 
+/* A mapping that did not live before has not taken a port of the host's own. */
+static void check_new_mappings(__u32 slot, const struct table *before, const struct table *after)
+{
+	for (__u32 i = 0; i < after->count; i++) {
+		const struct vfr_mapping_key *key = (const void *)after->rows[i].key;
+		const struct vfr_mapping *mapping = (const void *)after->rows[i].value, *old;
+		const struct row *row = find(before, &after->rows[i]);
+
+		old = row ? (const void *)row->value : NULL;
+		native_check(mapping->expires_ns <= p.now ||
+				     (old && old->outside_port == mapping->outside_port && old->expires_ns > p.now) ||
+				     !native_host_has(key->protocol, bpf_ntohs(mapping->outside_port)),
+			     "slot %u has taken the host's port %u", slot, bpf_ntohs(mapping->outside_port));
+	}
+}
+
 static void check_tables(const struct tables *before, const struct tables *after)
 {
 	for (__u32 slot = 0; slot < WORLD_SLOTS; slot++) {
 		for (int which = 0; which < TABLES; which++)
 			check_table(slot, which, &before->of[slot][which], &after->of[slot][which]);
 		check_mappings(slot, &after->of[slot][MAPPINGS]);
+		check_new_mappings(slot, &before->of[slot][MAPPINGS], &after->of[slot][MAPPINGS]);
 		native_check(slot == p.sender || !memcmp(before->ports[slot], after->ports[slot], sizeof(before->ports[slot])),
 			     "slot %u's outside ports were changed by %u", slot, p.sender);
 	}
