@@ -26,7 +26,7 @@ from vfr_lab.backends.wiring import mac
 from vfr_lab.capture import Capture
 from vfr_lab.lab import wait_until
 from vfr_lab.prove import pings, ssh, tcp, udp
-from vfr_lab.scenario import JUDGE
+from vfr_lab.scenario import JUDGE, XEN
 
 pytestmark = pytest.mark.lab
 
@@ -245,6 +245,16 @@ def test_a_guest_has_an_interface_in_dom0(wired: MortalLab) -> None:
     assert capture.lines(f"icmp and src {WEB.address}")
 
 
+def test_later_commands_know_scenario_and_backend(wired: MortalLab) -> None:
+    """As `vfr-lab status` and `vfr-lab down` do, which get no more than a prefix."""
+    later = Lab.of(wired.prefix)
+    assert later.scenario == JUDGE
+    assert later.is_up()
+    assert later.status()["backend"] == wired.backend.name
+    with pytest.raises(LabError, match="scenario judge"):
+        Lab(XEN, wired.prefix).up()
+
+
 def test_addresses(wired: MortalLab) -> None:
     address = wired.backend.address
     assert address(wired, "web", "db") == DB.address
@@ -287,3 +297,25 @@ def test_down_leaves_dom0_as_it_was(wired: MortalLab, one: tuple[MortalLab, dict
     assert picture(wired) != one[1]
     which.down(wired)
     assert picture(wired) == one[1]
+
+
+def test_direct_is_cables_and_nothing_else() -> None:
+    bare, direct = Bare(), backend("direct")
+    lab = Lab(JUDGE, "vd-", bare)
+    try:
+        lab.up()
+        lab.rewire(direct)
+        for one, other in (("web", "db"), ("web", "lan1"), ("dom0", "web")):
+            assert pings(lab, one, direct.address(lab, one, other))
+            assert pings(lab, other, direct.address(lab, other, one))
+        with pytest.raises(LookupError, match="db and lan1"):
+            direct.address(lab, "db", "lan1")
+        assert "unreachable" in tcp(lab, "db", LAN1, 7)
+        direct.detach(lab, DB)
+        assert pings(lab, "web", direct.address(lab, "web", "lan1"))
+        direct.attach(lab, DB)
+        assert pings(lab, "db", direct.address(lab, "db", "web"))
+        direct.down(lab)
+        assert picture(lab) == bare.before
+    finally:
+        lab.down()
