@@ -201,17 +201,11 @@ static __always_inline void session_of_forward(struct vfr_pkt *p)
 	p->outside_port = s->outside_port;
 }
 
-/* Where a packet from a VIF goes when no session of its sender says so. */
-static __always_inline enum vfr_verdict route(struct vfr_pkt *p)
+/* To the LAN, as far as such an address may be spoken to there. */
+static __always_inline enum vfr_verdict to_lan(struct vfr_pkt *p)
 {
-	__u32 *slot = bpf_map_lookup_elem(&addresses, &p->dst);
 	const struct vfr_config *config = p->config;
 
-	if (slot) {
-		p->to_node = *slot;
-		p->to = domain_in(*slot);
-		return p->to ? VFR_CONTINUE : VFR_DROP_NO_DOMAIN;
-	}
 	p->to_node = VFR_NODE_LAN;
 	if (in_pool(config, p->dst) || is_link_local(p->dst) || p->from_slot == 0)
 		return VFR_DROP_NO_DOMAIN;
@@ -222,6 +216,18 @@ static __always_inline enum vfr_verdict route(struct vfr_pkt *p)
 	    ((p->dst & ~config->lan_mask) == ~config->lan_mask || p->dst == config->lan_base))
 		return VFR_DROP_MULTICAST;
 	return VFR_CONTINUE;
+}
+
+/* Where a packet from a VIF goes when no session says so: to whoever has the address. */
+static __always_inline enum vfr_verdict route(struct vfr_pkt *p)
+{
+	__u32 *slot = bpf_map_lookup_elem(&addresses, &p->dst);
+
+	if (!slot)
+		return to_lan(p);
+	p->to_node = *slot;
+	p->to = domain_in(*slot);
+	return p->to ? VFR_CONTINUE : VFR_DROP_NO_DOMAIN;
 }
 
 /* A packet that begins something: the sender opens it to where `route` led. */
@@ -246,13 +252,16 @@ static __always_inline enum vfr_verdict session_from_vif(struct vfr_pkt *p)
 		verdict = session_as_opener(p);
 	if (verdict != VFR_CONTINUE || p->session)
 		return verdict;
+	/* Before the addresses are asked: no conversation with the LAN takes more than two look-ups. */
+	if (!in_pool(p->config, p->dst))
+		session_of_forward(p);
+	if (p->session)
+		return to_lan(p);
 	verdict = route(p);
 	if (verdict != VFR_CONTINUE)
 		return verdict;
 	if (p->to && !echo)
 		session_as_peer(p);
-	else if (!p->to)
-		session_of_forward(p);
 	return p->session ? VFR_CONTINUE : open_from_vif(p);
 }
 

@@ -46,26 +46,28 @@ static __always_inline enum vfr_verdict uplink_miss(struct vfr_pkt *p)
 static __always_inline enum vfr_verdict uplink_ours(struct vfr_pkt *p)
 {
 	enum vfr_verdict verdict = guard_ip_header(p);
-	__u32 *slot = bpf_map_lookup_elem(&addresses, &p->src);
 
 	if (verdict != VFR_CONTINUE)
 		return verdict;
-	if (is_martian(p->src) || is_multicast(p->src) || is_link_local(p->src) || slot)
+	if (is_martian(p->src) || is_multicast(p->src) || is_link_local(p->src))
 		return VFR_DROP_MARTIAN;
 	return p->src == p->dst && !p->hairpin ? VFR_DROP_MARTIAN : guard_l4(p);
 }
 
-/* Finds whose the port is, and the session, or the right to begin one. */
+/* Finds whose the port is, and the session, or the right to begin one: that has nobody who bears a
+ * domain's address. */
 static __always_inline enum vfr_verdict uplink_session(struct vfr_pkt *p, struct vfr_outside *entry)
 {
 	bool forward = entry->holder == VFR_PORT_FORWARD;
+	enum vfr_verdict verdict;
 
 	p->to_node = entry->slot;
 	p->inside_port = entry->inside_port;
 	p->to = domain_in(p->to_node);
 	if (!p->to)
 		return VFR_DROP_NO_DOMAIN;
-	return forward ? session_to_forward(p) : session_of_mapping(p);
+	verdict = forward ? session_to_forward(p) : session_of_mapping(p);
+	return !p->session && bpf_map_lookup_elem(&addresses, &p->src) ? VFR_DROP_MARTIAN : verdict;
 }
 
 /* Ports as far as they are needed to tell whose the packet is. False if it can't be ours. */

@@ -503,10 +503,15 @@ class _Run:
 
     def route(self, p: Packet) -> int:
         """The slot that has the target address, or LAN."""
-        router = self.router
-        peer = router.slot_of(p.dst)
+        peer = self.router.slot_of(p.dst)
         if peer is not None:
             return peer
+        self.check_lan_target(p)
+        return LAN
+
+    def check_lan_target(self, p: Packet) -> None:
+        """Whether such an address may be spoken to on the LAN."""
+        router = self.router
         _end_if(
             (_within(p.dst, router.pool, LINK_LOCAL) or self.sender == 0, V.DROP_NO_DOMAIN),
             (router.outside is None or router.lan is None, V.DROP_NO_UPLINK),
@@ -515,7 +520,6 @@ class _Run:
         assert router.lan is not None
         edges = (router.lan.broadcast_address, router.lan.network_address)
         _end_if((IPv4Address(p.dst) in edges, V.DROP_MULTICAST))
-        return LAN
 
     def flow_from_vif(self, p: Packet) -> _Flow:
         slot = self.sender
@@ -530,17 +534,17 @@ class _Run:
                 (own.peer != LAN and own.peer not in self.router.domains, V.DROP_NO_DOMAIN),
             )
             return flow
+        entered_key: Key = (slot, True, p.dst, p.dport, p.sport, p.protocol)
+        entered = None if _within(p.dst, self.router.pool) else self.live(entered_key)
+        if entered:
+            self.check_lan_target(p)
+            return _Flow(entered_key, entered, True, LAN, slot, p.sport, LAN, p.sport, entered.outside)
         to = self.route(p)
         if to != LAN and not (p.protocol == ICMP and p.icmp_type == ECHO):
             theirs_key: Key = (to, False, p.src, p.sport, p.dport, p.protocol)
             theirs = self.live(theirs_key)
             if theirs and theirs.peer == slot:
                 return _Flow(theirs_key, theirs, True, to, slot, p.sport, to)
-        elif to == LAN:
-            entered_key: Key = (slot, True, p.dst, p.dport, p.sport, p.protocol)
-            entered = self.live(entered_key)
-            if entered:
-                return _Flow(entered_key, entered, True, LAN, slot, p.sport, LAN, p.sport, entered.outside)
         if not p.opening:
             raise self.orphan(p, V.DROP_NO_SESSION)
         flow = _Flow(key, None, False, slot, to, p.dport, to, p.sport)
@@ -555,14 +559,21 @@ class _Run:
             session = self.live(key)
             if session and (session.outside != p.dport or (session.state in CLOSING and p.opening)):
                 session = None
+            if session is None:
+                self.check_stranger(p)
             if session is None and not p.opening:
                 raise self.orphan(p, V.DROP_NO_SESSION)
             return _Flow(key, session, False, LAN, slot, inside, slot, inside, p.dport)
         key = (slot, False, p.src, p.sport, inside, p.protocol)
         session = self.live(key)
         if session is None or session.peer != LAN or session.outside != p.dport:
+            self.check_stranger(p)
             raise self.orphan(p, V.DROP_UNSOLICITED)
         return _Flow(key, session, True, slot, LAN, p.sport, slot, inside, p.dport)
+
+    def check_stranger(self, p: Packet) -> None:
+        """Who is in no conversation may not bear a domain's address."""
+        _end_if((self.router.slot_of(p.src) is not None, V.DROP_MARTIAN))
 
     # The uplink: only what is ours
 
@@ -623,13 +634,9 @@ class _Run:
 
     def guard_ours(self, frame: bytes, p: Packet) -> Packet:
         _check_ip_header(frame)
-        self.check_lan_source(p.src)
-        _end_if((p.src == p.dst and not self.marked, V.DROP_MARTIAN))
+        own = p.src == p.dst and not self.marked
+        _end_if((_within(p.src, *MARTIANS, MULTICAST, LINK_LOCAL) or own, V.DROP_MARTIAN))
         return _guard_l4(frame, p)
-
-    def check_lan_source(self, src: int) -> None:
-        wrong = _within(src, *MARTIANS, MULTICAST, LINK_LOCAL) or self.router.slot_of(src) is not None
-        _end_if((wrong, V.DROP_MARTIAN))
 
     def uplink_port(self, frame: bytes, p: Packet) -> _Flow:
         at = L3 + (frame[14] & 15) * 4
@@ -663,7 +670,8 @@ class _Run:
             raise _End(V.NOT_OURS)
         p = self.packet = replace(p, error=True)
         _check_ip_header(frame)
-        self.check_lan_source(outer.src)
+        wrong = _within(outer.src, *MARTIANS, MULTICAST, LINK_LOCAL) or self.router.slot_of(outer.src) is not None
+        _end_if((wrong, V.DROP_MARTIAN))
         _check_quoted(frame, p)
         return self.flow_from_lan(p, held)
 
