@@ -94,8 +94,8 @@ def _refuses(host: Host, frame: bytes, start: int, offset: int, *gso: int) -> bo
 
 @contextmanager
 def _capture(namespace: str, interface: str, file: Path) -> Iterator[None]:
-    """Everything that comes in by an interface, into a file, with room for a burst."""
-    tcpdump = f"tcpdump --immediate-mode -B 32768 -i {interface} -Q in -U -w {file}"
+    """Everything that comes in by an interface, into a file. Frames are short, so that a burst has room."""
+    tcpdump = f"tcpdump --immediate-mode -s 4096 -B 4096 -i {interface} -Q in -U -w {file}"
     argv = ["ip", "netns", "exec", namespace, *tcpdump.split()]
     dump = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
     assert dump.stderr is not None
@@ -240,6 +240,8 @@ def test_a_vms_frame_leaves_in_segments(host: Host, tmp_path: Path, payload: Pac
     for number in range(2):
         packet = _vm_packet(payload / Raw(LOAD), id=7)
         fate = _fate(host, tmp_path / f"{number}.pcap", packet, L4 if offset else 0, offset, 1000, kind)
+        if not fate.taken and kind == GSO_UDP_L4:
+            pytest.skip("this kernel takes no UDP GSO from a TAP (Linux 6.2)")
         assert fate.taken and fate.verdicts == {"TO_LAN": 1}
         assert [wire.flaws(p) for p in fate.arrived] == [[]] * 5
         assert b"".join(wire.load(p) for p in fate.arrived) == LOAD
@@ -326,7 +328,7 @@ def test_segments_of_another_protocol(
     ],
 )
 def test_segments_of_one_byte(host: Host, tmp_path: Path, payload: Packet, offset: int, kind: int) -> None:
-    """Whatever the kernel takes is cut as asked: a hundred packets, each right. Newer kernels take no such UDP."""
+    """Whatever the kernel takes is cut as asked: a hundred packets, each right. Not every kernel takes such UDP."""
     packet = _vm_packet(payload / Raw(LOAD[:100]))
     fate = _fate(host, tmp_path / "lan.pcap", packet, L4, offset, 1, kind)
     if not fate.taken:
