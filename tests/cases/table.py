@@ -745,7 +745,7 @@ def _all_but(protocol: int, port: int) -> frozenset[tuple[int, int]]:
 
 HOST_PORTS = (
     Case(
-        "a TCP port that a program of the host has bound is not kept, nor taken for it another such one",
+        "a TCP port that a program of the host has bound is neither kept nor found",
         "web",
         SYN,
         V.TO_LAN,
@@ -753,7 +753,7 @@ HOST_PORTS = (
         "lan",
         host=_all_but(6, 16399),
     ),
-    Case("nor is a UDP port", "web", QUERY, V.TO_LAN, _out(QUERY, 16392), "lan", host=_all_but(17, 16392)),
+    Case("nor is a UDP port of its", "web", QUERY, V.TO_LAN, _out(QUERY, 16392), "lan", host=_all_but(17, 16392)),
     Case(
         "a UDP port of the host's is no TCP port of its",
         "web",
