@@ -9,9 +9,11 @@ web (attacker)   db (victim)   ci (bystander)
 
 from __future__ import annotations
 
+import json
 import secrets
 import struct
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -80,6 +82,24 @@ class Stage:
     def vif(self, guest: str) -> str:
         """The guest's interface in dom0."""
         return self.backend.vif(self.lab, self.guest(guest))
+
+    # The nodes' kernels
+
+    @contextmanager
+    def conf(self, node: str, name: str, value: str = "1") -> Iterator[None]:
+        """Sets net.ipv4.conf.*.NAME of a node, of all its interfaces; afterwards they are as they were."""
+        found = self.lab.exec(node, "sysctl", "-a", "-r", rf"^net\.ipv4\.conf\.[^.]+\.{name}$").stdout.splitlines()
+        before = dict(line.split(" = ") for line in found)
+        try:
+            self.lab.exec(node, "sysctl", "-qw", *(f"{key}={value}" for key in before))
+            yield
+        finally:
+            self.lab.exec(node, "sysctl", "-qw", *(f"{key}={old}" for key, old in before.items()))
+
+    def counter(self, node: str, name: str) -> int:
+        """One of the counters that a node's kernel keeps of its IP stack, by nstat's name for it."""
+        found = json.loads(self.lab.exec(node, "nstat", "-azj", name).stdout)
+        return int(found["kernel"][name])
 
     # One attack
 
