@@ -105,7 +105,7 @@ def another_by_its_mac(s: Stage) -> list[str]:
     A datagram in a frame to db's own MAC, which needs no ARP and no gateway. It must not arrive.
     """
     with _watching_db(s) as seen:
-        s.web.send(_both_ways(s, UDP(sport=4000, dport=5000) / Raw(s.mark))[0])
+        s.web.send(_both_ways(s, UDP(sport=s.port, dport=5000) / Raw(s.mark))[0])
     return _reached_db(s, seen)
 
 
@@ -129,7 +129,7 @@ def another_by_the_gateway(s: Stage) -> list[str]:
     it round. It must not arrive.
     """
     with _watching_db(s) as seen:
-        s.web.send(_both_ways(s, UDP(sport=4000, dport=5000) / Raw(s.mark))[1])
+        s.web.send(_both_ways(s, UDP(sport=s.port, dport=5000) / Raw(s.mark))[1])
     return _reached_db(s, seen)
 
 
@@ -154,7 +154,7 @@ def broadcast_to_the_others(s: Stage) -> list[str]:
     gateway. A service of db's must not hear them.
     """
     frames = [
-        Ether(src=s.web.mac, dst=mac) / IP(src=s.address("web"), dst=to) / UDP(sport=4000, dport=5000) / Raw(s.mark)
+        Ether(src=s.web.mac, dst=mac) / IP(src=s.address("web"), dst=to) / UDP(sport=s.port, dport=5000) / Raw(s.mark)
         for mac in ("ff:ff:ff:ff:ff:ff", s.gateway_mac())
         for to in ("255.255.255.255", "169.254.255.255", "169.254.1.255")
     ]
@@ -173,7 +173,7 @@ def source_route_to_another(s: Stage) -> list[str]:
     route = IPOption_LSRR(pointer=4, routers=[s.address("db")])
     with s.conf("dom0", "accept_source_route"), _watching_db(s) as seen:
         for host in (s.gateway, s.outside):
-            s.web.send(_to_gateway(s, host, options=route) / UDP(sport=4000, dport=5000) / Raw(s.mark))
+            s.web.send(_to_gateway(s, host, options=route) / UDP(sport=s.port, dport=5000) / Raw(s.mark))
     return _reached_db(s, seen)
 
 
@@ -187,11 +187,11 @@ def tiny_first_fragment(s: Stage) -> list[str]:
     A SYN to db's port 22 whose first fragment ends after eight bytes, before the flags (RFC 1858). Neither part may
     arrive, nor the whole.
     """
-    whole = bytes(IP(src=s.address("web"), dst=s.address("db")) / TCP(sport=4000, dport=SSH, flags="S") / s.mark)[20:]
+    whole = bytes(IP(src=s.address("web"), dst=s.address("db")) / TCP(sport=s.port, dport=SSH, flags="S") / s.mark)[20:]
     parts = [(0, 1, whole[:8]), (1, 0, whole[8:])]
     with _watching_db(s) as seen:
         for offset, more, data in parts:
-            s.web.send(*_both_ways(s, Raw(data), id=7001, proto=6, flags=more, frag=offset))
+            s.web.send(*_both_ways(s, Raw(data), id=s.port, proto=6, flags=more, frag=offset))
     return _reached_db(s, seen)
 
 
@@ -202,10 +202,10 @@ def ports_in_the_last_fragment(s: Stage) -> list[str]:
     A datagram to db in two fragments, the second one first: whoever judges by ports has to let the first to come
     pass unseen. Neither may arrive.
     """
-    whole = bytes(UDP(sport=4000, dport=5000, len=8 + 64, chksum=0)) + s.mark.ljust(64, b"-")
+    whole = bytes(UDP(sport=s.port, dport=5000, len=8 + 64, chksum=0)) + s.mark.ljust(64, b"-")
     with s.db.listen("udp", 5000) as heard, _watching_db(s) as seen:
-        s.web.send(*_both_ways(s, Raw(whole[16:] + s.mark), id=7002, proto=17, flags=0, frag=2))
-        s.web.send(*_both_ways(s, Raw(whole[:16]), id=7002, proto=17, flags=1, frag=0))
+        s.web.send(*_both_ways(s, Raw(whole[16:] + s.mark), id=s.port, proto=17, flags=0, frag=2))
+        s.web.send(*_both_ways(s, Raw(whole[:16]), id=s.port, proto=17, flags=1, frag=0))
     return [f"db's service heard {who}" for who, _, _ in heard.having(b"-")] + _reached_db(s, seen)
 
 
@@ -216,11 +216,11 @@ def overlapping_ports(s: Stage) -> list[str]:
     Three fragments, of which the third covers the first with another port (RFC 3128): who judges the first and
     puts together the third lets in what is forbidden. None may arrive at db.
     """
-    harmless, wanted = (bytes(UDP(sport=4000, dport=port, len=48, chksum=0)) + s.mark for port in (9, 5000))
+    harmless, wanted = (bytes(UDP(sport=s.port, dport=port, len=48, chksum=0)) + s.mark for port in (9, 5000))
     parts = [(0, 1, harmless[:24]), (3, 0, s.mark.ljust(24, b"-")), (0, 1, wanted[:24])]
     with _watching_db(s) as seen:
         for offset, more, data in parts:
-            s.web.send(*_both_ways(s, Raw(data), id=7003, proto=17, flags=more, frag=offset))
+            s.web.send(*_both_ways(s, Raw(data), id=s.port, proto=17, flags=more, frag=offset))
     return _reached_db(s, seen)
 
 
@@ -233,7 +233,7 @@ def sctp_to_another(s: Stage) -> list[str]:
 
     An SCTP INIT to db: a transport that filters written for TCP and UDP forget. It must not arrive.
     """
-    init = SCTP(sport=4000, dport=5000) / SCTPChunkInit(init_tag=1) / Raw(s.mark)
+    init = SCTP(sport=s.port, dport=5000) / SCTPChunkInit(init_tag=1) / Raw(s.mark)
     with _watching_db(s) as seen:
         s.web.send(*_both_ways(s, init))
     return _reached_db(s, seen)
@@ -265,7 +265,7 @@ def tunnel_to_another(s: Stage) -> list[str]:
     The outer header is for the host, the inner for db, in the name of domain 0: a host with tunnels unwraps it.
     Neither the host's stack may have it, nor db.
     """
-    inner = IP(src=s.gateway, dst=s.address("db")) / UDP(sport=4000, dport=5000) / Raw(s.mark)
+    inner = IP(src=s.gateway, dst=s.address("db")) / UDP(sport=s.port, dport=5000) / Raw(s.mark)
     before = s.counter("dom0", "IpInUnknownProtos")
     with _watching_db(s) as seen:
         for host in (s.gateway, s.outside):
@@ -283,7 +283,7 @@ def into_the_hosts_overlay(s: Stage) -> list[str]:
     there: the overlay would have web as a member.
     """
     inside = Ether(src="02:00:00:00:00:66", dst="02:00:00:00:00:42") / IP(src="203.0.113.66", dst=MANAGEMENT)
-    wrapped = UDP(sport=4000, dport=4789, chksum=0) / VXLAN(vni=42, flags=8) / inside / UDP(sport=4000, dport=9)
+    wrapped = UDP(sport=s.port, dport=4789, chksum=0) / VXLAN(vni=42, flags=8) / inside / UDP(sport=s.port, dport=9)
     make = ("vxlan0", "address", "02:00:00:00:00:42", "type", "vxlan", "id", "42", "dstport", "4789", "dev", "eth0")
     with _interface(s, *make), s.dom0.watch("vxlan0") as seen:
         peer = Ether(src=s.lan1.mac, dst=s.lan1.knows(s.outside)) / IP(src=s.address("lan1"), dst=s.outside)
@@ -381,7 +381,7 @@ def host_service_by_broadcast(s: Stage) -> list[str]:
     """
     with _udp_service(s, 161) as heard:
         for to in ("255.255.255.255", "169.254.255.255", "192.0.2.255"):
-            s.web.send(_to_gateway(s, to) / UDP(sport=4000, dport=161) / Raw(s.mark))
+            s.web.send(_to_gateway(s, to) / UDP(sport=s.port, dport=161) / Raw(s.mark))
     return _heard(s, heard)
 
 
@@ -419,7 +419,7 @@ def host_loopback_service(s: Stage) -> list[str]:
     containers are set to (CVE-2020-8558). What the host has bound to loopback is for nobody else.
     """
     with s.conf("dom0", "route_localnet"), _udp_service(s, 161, "127.0.0.1") as heard:
-        s.web.send(_to_gateway(s, "127.0.0.1") / UDP(sport=4000, dport=161) / Raw(s.mark))
+        s.web.send(_to_gateway(s, "127.0.0.1") / UDP(sport=s.port, dport=161) / Raw(s.mark))
     return _heard(s, heard)
 
 
@@ -466,19 +466,19 @@ def metadata_service_of_the_host(s: Stage) -> list[str]:
     with _address(s, "dom0", METADATA), s.dom0.listen("tcp", 80):
         s.control("dom0 reads it", s.dom0.tcp(METADATA, 80))
         said = s.web.tcp(METADATA, 80)
-        with _route(s, "web", METADATA, s.gateway):
+        with _route(s, "web", METADATA, s.gateway, "dev", "eth0", "onlink"):
             said = said or s.web.tcp(METADATA, 80)
     return [f"the metadata service answers web: {said!r}"] if said else []
 
 
 @contextmanager
-def _route(s: Stage, node: str, target: str, gateway: str) -> Iterator[None]:
+def _route(s: Stage, node: str, target: str, gateway: str, *options: str) -> Iterator[None]:
     """One more route of a node's."""
-    s.lab.ip(node, "route", "replace", target, "via", gateway, "dev", "eth0", "onlink")
+    s.lab.ip(node, "route", "add", target, "via", gateway, *options)
     try:
         yield
     finally:
-        s.lab.ip(node, "route", "del", target, "dev", "eth0")
+        s.lab.ip(node, "route", "del", target, "via", gateway)
 
 
 @attack("reach", tool="scapy", falls="bridge")
@@ -488,14 +488,12 @@ def metadata_service_of_the_cloud(s: Stage) -> list[str]:
     169.254.169.254 is behind the host's uplink and tells whoever asks from there what it would tell the host:
     credentials too. Nothing of a domain's may go there.
     """
-    with _address(s, "lan1", METADATA), _route(s, "dom0", METADATA, s.address("lan1")), s.lan1.listen(
-        "udp", 80, METADATA
-    ):
-        s.control("dom0 is answered by it", s.dom0.udp(METADATA, 80, b"dom0"))
-        with s.lan1.watch() as seen:
-            s.web.send(_to_gateway(s, s.address("lan1")) / UDP(sport=4000, dport=80) / Raw(s.mark + b"lan1"))
-            s.web.send(_to_gateway(s, METADATA) / UDP(sport=4001, dport=80) / Raw(s.mark + b"metadata"))
-    s.control("web reaches lan1 by its own address", seen.having(s.mark + b"lan1"))
+    with _address(s, "lan1", METADATA), _route(s, "dom0", METADATA, s.address("lan1")), s.lan1.watch() as seen:
+        s.dom0.udp(METADATA, 80, s.mark + b"dom0", timeout=0.05)
+        s.web.send(_to_gateway(s, s.address("lan1")) / UDP(sport=s.port, dport=80) / Raw(s.mark + b"lan1"))
+        s.web.send(_to_gateway(s, METADATA) / UDP(sport=s.port, dport=80) / Raw(s.mark + b"metadata"))
+    s.control("dom0 speaks to it", seen.having(s.mark + b"dom0"))
+    s.control("web reaches the same machine by its own address", seen.having(s.mark + b"lan1"))
     return [f"the metadata service received: {f}" for f in seen.having(s.mark + b"metadata")]
 
 
@@ -526,12 +524,12 @@ def other_network_of_the_host(s: Stage) -> list[str]:
         s.lab.ip("switch", "link", "set", "mgmt1", "up")
         with s.switch.watch("mgmt1") as seen, s.web.watch() as sent:
             s.control("dom0 reaches that machine", s.dom0.pings(MANAGED))
-            s.web.send(_to_gateway(s, MANAGED) / UDP(sport=4000, dport=9) / Raw(s.mark))
+            s.web.send(_to_gateway(s, MANAGED) / UDP(sport=s.port, dport=9) / Raw(s.mark))
     s.control("web's frames are on its cable", [f for f in sent.own if s.mark in f.raw])
     return [f"on the management network: {f}" for f in seen.having(s.mark)]
 
 
-@attack("reach", tool="scapy", falls="bridge")
+@attack("reach", tool="scapy", falls=("bridge", "routed"))
 def martians_on_the_lan(s: Stage) -> list[str]:
     """web sends to addresses that are nobody's.
 
@@ -540,7 +538,7 @@ def martians_on_the_lan(s: Stage) -> list[str]:
     """
     with s.switch.watch("br0") as seen:
         for to in (s.address("lan1"), "240.0.0.1", "0.1.2.3", "127.1.2.3"):
-            s.web.send(_to_gateway(s, to) / UDP(sport=4000, dport=ECHO) / Raw(s.mark))
+            s.web.send(_to_gateway(s, to) / UDP(sport=s.port, dport=ECHO) / Raw(s.mark))
     out = [f for f in seen.having(s.mark) if IP in f.packet and ICMP not in f.packet]
     s.control("what web sends to lan1 is seen on the LAN", [f for f in out if f.packet[IP].dst == s.address("lan1")])
     return [f"on the LAN: {f}" for f in out if f.packet[IP].dst != s.address("lan1")]

@@ -31,7 +31,11 @@ class VoidError(Exception):
 
 
 class Stage:
-    """The nodes of a lab with agents in them, wired by one backend. `mark` is other bytes for each attack."""
+    """The nodes of a lab with agents in them, wired by one backend.
+
+    `mark` is other bytes for each attack, and `port` another source port, so that no attack is taken for an earlier
+    one's continuation: the host's connection tracking outlives a change of backend.
+    """
 
     outside, gateway = "192.0.2.1", GATEWAY  # dom0's LAN address; what guests send to
 
@@ -39,7 +43,7 @@ class Stage:
         self.lab = lab
         self.sent: list[str] = []
         self.controls: list[str] = []
-        self.mark = b""
+        self.mark, self.port = b"", 0
         self._stack = ExitStack()
 
     def __enter__(self) -> Stage:
@@ -116,6 +120,7 @@ class Stage:
     def begin(self) -> None:
         """A new attack: an empty journal, and bytes that no other attack has sent."""
         self.sent, self.controls, self.mark = [], [], b"mark" + secrets.token_hex(8).encode()
+        self.port = 10000 + secrets.randbelow(20000)
         for node in self._nodes.values():
             node.collected.clear()
 
