@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_LSRR
 from scapy.layers.l2 import GRE, Ether
@@ -21,12 +22,12 @@ SERVICE = 5900  # of dom0: what a host may well have open for its own use
 IP_PROTO = {"IPIP": 4, "IPv6 in IPv4": 41, "GRE": 47, "ESP": 50, "OSPF": 89, "SCTP": 132, "UDP-Lite": 136}
 
 
-def _to_gateway(s: Stage, target: str, **fields: object) -> Packet:
+def _to_gateway(s: Stage, target: str, **fields: Any) -> Packet:
     """web's own IP packet, given to the gateway."""
     return Ether(src=s.web.mac, dst=s.gateway_mac()) / IP(src=s.address("web"), dst=target, **fields)
 
 
-def _both_ways(s: Stage, payload: Packet, **fields: object) -> list[Packet]:
+def _both_ways(s: Stage, payload: Packet, **fields: Any) -> list[Packet]:
     """web's packet to db, once on db's own MAC and once by way of the gateway."""
     routed = _to_gateway(s, s.address("db"), **fields) / payload
     direct = routed.copy()
@@ -536,7 +537,7 @@ def martians_on_the_lan(s: Stage) -> list[str]:
     Datagrams to 240.0.0.1, 0.1.2.3 and 127.1.2.3: no router forwards them (RFC 1812 5.3.7), and what machines on
     the LAN make of them is anybody's guess. None may leave for the LAN.
     """
-    with s.switch.watch("br0") as seen:
+    with s.switch.watch("dom0") as seen:
         for to in (s.address("lan1"), "240.0.0.1", "0.1.2.3", "127.1.2.3"):
             s.web.send(_to_gateway(s, to) / UDP(sport=s.port, dport=ECHO) / Raw(s.mark))
     out = [f for f in seen.having(s.mark) if IP in f.packet and ICMP not in f.packet]
