@@ -6,12 +6,13 @@ ports, and is itself domain 0's one interface, with eth0's MAC and addresses, as
 
 `_script` is the script, step by step and in its order, with xenbr0 where it said eth0, and Debian's iptables.
 It wipes whatever rules the tables filter and nat have; it had no way back, so `down` deletes both tables. Its ten
-forwards are hard coded, for domains there are and domains there are not.
+forwards are hard coded, for domains there are and domains there are not. The FTP helpers that its README asks for
+are left out: nothing here speaks FTP.
 
 `_router` is what Xen did to frames by the rules that its tools wrote for each domain, in the table bridge vfr.
 What a domain sends: IPv4 and ARP only. To domain 0 and to the wire, only with its own address for the source.
 To another domain with any, since that domain's inbound rule said `src=ANY` and no mask. Nothing with a link-local
-source goes on the wire, from domain 0 neither. What a domain gets: only what is for its own address, from
+source goes on the wire, from domain 0 neither (IPv4 since January 2004, ARP since March). What a domain gets: only what is for its own address, from
 anywhere. Xen stamped source MACs and gave all domains the card's own; a bridge needs them to find a port, so here
 each domain has one of its own and a frame with any other is dropped. Domains found each other's and the gateway's
 MAC by ARP, as here. When a domain died in Xen 1.2 its rules stayed behind; here they go with its interface.
