@@ -256,19 +256,18 @@ def christmas_tree_scan(s: Stage) -> list[str]:
 
 
 def _fragments(s: Stage, parts: list[tuple[int, int, bytes]]) -> list[str]:
-    """Sends db and lan1 fragments (offset in bytes, more to come, data) of a UDP datagram. Says what arrived.
+    """Sends db and lan1 fragments (offset in bytes, more to come, data) of a datagram, after good ones. Says what arrived.
 
-    Whatever comes to an end of it counts that lies after the first fragment, so the mark must be there.
+    Only what bears the mark counts.
     """
+    fine = bytes(UDP(sport=s.port + 7, dport=ECHO, len=100, chksum=0)) + (s.mark + b"fine").ljust(92, b"-")
     with s.db.watch() as at_db, _leaving(s) as on_lan:
-        for number, (node, mac) in enumerate((("db", s.db.mac), ("lan1", s.gateway_mac()))):
-            ip = IP(src=s.address("web"), dst=s.address(node), proto=17, id=s.port + number)
-            fine = ip / UDP(sport=s.port + 7, dport=ECHO) / Raw(s.mark + b"fine" + b"-" * 64)
-            fine.id = s.port + 2 + number
-            s.web.send(*(Ether(src=s.web.mac, dst=mac) / part for part in fragment(fine, 48)))
-            for offset, more, data in parts:
-                ip.flags, ip.frag = more, offset // 8
-                s.web.send(Ether(src=s.web.mac, dst=mac) / ip / Raw(data))
+        for node, mac in (("db", s.db.mac), ("lan1", s.gateway_mac())):
+            ip = IP(src=s.address("web"), dst=s.address(node), proto=17)
+            for ip.id, datagram in ((s.port, [(0, 1, fine[:48]), (48, 0, fine[48:])]), (s.port + 1, parts)):
+                for offset, ip.flags, data in datagram:
+                    ip.frag = offset // 8
+                    s.web.send(Ether(src=s.web.mac, dst=mac) / ip / Raw(data))
         s.dom0.udp(s.address("db"), 9, s.mark + b"fine", timeout=0.1)
     s.control("fragments in good form come to the LAN", on_lan.having(s.mark + b"fine"))
     s.control("what dom0 says to db is seen there", at_db.having(s.mark + b"fine"))
