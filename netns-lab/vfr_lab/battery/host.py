@@ -306,7 +306,7 @@ def ping_of_death(s: Stage) -> list[str]:
 def fragments_for_the_host_to_keep(s: Stage) -> list[str]:
     """web gives the host's kernel fragments to keep.
 
-    First fragments to the host that are never completed: each waits in the host's memory for half a minute. None
+    First fragments to the host that are never completed: each waits in the host's memory, half a minute by default. None
     may wait there, since that memory is the host's own and has one limit for all.
     """
 
@@ -314,17 +314,19 @@ def fragments_for_the_host_to_keep(s: Stage) -> list[str]:
         line = next(n for n in s.dom0.run("cat", "/proc/net/sockstat").splitlines() if n.startswith("FRAG"))
         return int(line.split()[2])
 
-    part = UDP(sport=s.port, dport=9, len=600, chksum=0) / Raw(b"A" * 64)
-    before = waiting()
-    own = IP(src=s.address("lan1"), dst=s.outside, proto=17, flags=1, id=s.port)
-    s.lan1.send(Ether(src=s.lan1.mac, dst=s.lan1.knows(s.outside)) / own / part)
-    s.control("a fragment from the LAN waits there", waiting() > before)
-    before = waiting()
-    frame = Ether(src=s.web.mac, dst=s.gateway_mac())
-    for target in (s.gateway, s.outside, s.address("lan1")):
-        ip = IP(src=s.address("web"), dst=target, proto=17, flags=1)
-        s.web.send(*(frame / ip.copy() / part for ip.id in range(MANY)))
-    kept = waiting() - before
+    def first(source: str, target: str, number: int) -> Packet:
+        ip = IP(src=source, dst=target, flags="MF", id=s.port + number)
+        return ip / UDP(sport=s.port, dport=9, len=600, chksum=0) / Raw(b"A" * 64)
+
+    with s.sysctls("dom0", "^net.ipv4.ipfrag_time$", "3"):
+        before = waiting()
+        lan1 = Ether(src=s.lan1.mac, dst=s.lan1.knows(s.outside))
+        s.lan1.send(lan1 / first(s.address("lan1"), s.outside, 0))
+        s.control("a fragment from the LAN waits there", waiting() > before)
+        before, web = waiting(), Ether(src=s.web.mac, dst=s.gateway_mac())
+        for target in (s.gateway, s.outside, s.address("lan1")):
+            s.web.send(*(web / first(s.address("web"), target, n) for n in range(MANY)))
+        kept = waiting() - before
     return [f"{kept} fragments of web's wait in the host's kernel"] if kept > 0 else []
 
 

@@ -168,8 +168,8 @@ def broadcast_to_the_others(s: Stage) -> list[str]:
 def source_route_to_another(s: Stage) -> list[str]:
     """web sends by a source route over the host.
 
-    A packet to the host's own address with a loose source route on to db, on a host that accepts source routes (a
-    Linux router's default). The host must not send it on to db.
+    A packet to the host's own address with a loose source route on to db, on a host that is set to accept
+    source routes. The host must not send it on to db.
     """
     route = IPOption_LSRR(pointer=4, routers=[s.address("db")])
     with s.conf("dom0", "accept_source_route"), _watching_db(s) as seen:

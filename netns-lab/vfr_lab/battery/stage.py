@@ -13,7 +13,7 @@ import json
 import secrets
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -90,15 +90,19 @@ class Stage:
     # The nodes' kernels
 
     @contextmanager
-    def conf(self, node: str, name: str, value: str = "1") -> Iterator[None]:
-        """Sets net.ipv4.conf.*.NAME of a node, of all its interfaces; afterwards they are as they were."""
-        found = self.lab.exec(node, "sysctl", "-a", "-r", rf"^net\.ipv4\.conf\.[^.]+\.{name}$").stdout.splitlines()
+    def sysctls(self, node: str, pattern: str, value: str) -> Iterator[None]:
+        """Sets all of a node's sysctls that match a regular expression; afterwards they are as they were."""
+        found = self.lab.exec(node, "sysctl", "-a", "-r", pattern).stdout.splitlines()
         before = dict(line.split(" = ") for line in found)
         try:
             self.lab.exec(node, "sysctl", "-qw", *(f"{key}={value}" for key in before))
             yield
         finally:
             self.lab.exec(node, "sysctl", "-qw", *(f"{key}={old}" for key, old in before.items()))
+
+    def conf(self, node: str, name: str) -> AbstractContextManager[None]:
+        """Turns net.ipv4.conf.*.NAME on, for all interfaces of a node."""
+        return self.sysctls(node, rf"^net\.ipv4\.conf\.[^.]+\.{name}$", "1")
 
     def counter(self, node: str, name: str) -> int:
         """One of the counters that a node's kernel keeps of its IP stack, by nstat's name for it."""
