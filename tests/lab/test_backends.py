@@ -85,11 +85,12 @@ with socket.create_server(("0.0.0.0", {PORT})) as door:
         line.write(said)
 """
 _CLIENT = f"""
-import socket, sys, time
+import socket, time
 line = socket.create_connection(({LAN1!r}, {PORT}), 10).makefile("rwb", buffering=0)
 for number in range(100_000):
     line.write(b"%d\\n" % number)
-    assert line.readline() == b"%d\\n" % number
+    if line.readline() != b"%d\\n" % number:
+        break
     print(number, flush=True)
     time.sleep(0.005)
 """
