@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-SOL_PACKET, PACKET_ADD_MEMBERSHIP, PACKET_STATISTICS, PACKET_AUXDATA = 263, 1, 6, 8
+SOL_PACKET, PACKET_ADD_MEMBERSHIP, PACKET_STATISTICS, PACKET_AUXDATA, PACKET_VNET_HDR = 263, 1, 6, 8, 15
 PACKET_MR_PROMISC, PACKET_OUTGOING = 1, 4
 ETH_P_ALL, SO_RCVBUFFORCE = 3, 33
 VLAN_VALID, VLAN_TPID_VALID = 1 << 4, 1 << 6
@@ -161,11 +161,15 @@ class Agent:
         self.held[self.numbers] = what
         return self.numbers
 
-    def send(self, interface: str, frames: list[str], times: int, pace_s: float) -> int:
-        """How many frames the kernel took; one that it refuses is an error, a full queue is waited for."""
+    def send(self, interface: str, frames: list[str], times: int, pace_s: float, offload: bool) -> int:
+        """How many frames the kernel took; one that it refuses is an error, a full queue is waited for.
+
+        With `offload` each begins with a virtio-net header.
+        """
         raw = [bytes.fromhex(f) for f in frames]
         sent = 0
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as out:
+            out.setsockopt(SOL_PACKET, PACKET_VNET_HDR, int(offload))
             out.bind((interface, 0))
             for _ in range(times):
                 for frame in raw:

@@ -11,6 +11,7 @@ Packets are made and read here, with scapy; the node's own process (vfr_lab.agen
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 import time
@@ -163,7 +164,24 @@ class Node:
             self._journal(f"{self.name}: sends {f'{times} times ' if times > 1 else ''}{text}")
         if len(frames) > 8:
             self._journal(f"{self.name}: ... {len(frames)} frames in all")
-        return int(self.ask("send", interface=interface, frames=[r.hex() for r in raw], times=times, pace_s=pace_s))
+        where = {"interface": interface, "times": times, "pace_s": pace_s}
+        return int(self.ask("send", frames=[r.hex() for r in raw], offload=False, **where))
+
+    def send_offload(self, frame: Packet | bytes, start: int, offset: int, gso: tuple[int, int] = (0, 0)) -> bool:
+        """A frame as a VM sends it: whoever sends it on is to write a checksum and, by `gso`, to cut it.
+
+        The checksum is of all from byte `start`, written at `start + offset`; `gso` is virtio's type and the size of
+        the pieces. False if the node's own kernel refuses to send it.
+        """
+        header = struct.pack("<BBHHHH", 1, gso[0], 54 if gso[0] else 0, gso[1], start, offset)
+        self._journal(f"{self.name}: sends {len(bytes(frame))} bytes, checksum from {start} at +{offset}, gso {gso}")
+        where = {"interface": "eth0", "times": 1, "pace_s": 0.0}
+        try:
+            return bool(self.ask("send", frames=[(header + bytes(frame)).hex()], offload=True, **where))
+        except NodeError as error:
+            if "Errno 22" not in str(error):
+                raise
+            return False
 
     @contextmanager
     def watch(self, interface: str = "eth0", settle_s: float = SETTLE_S) -> Iterator[Seen]:

@@ -9,9 +9,11 @@ web (attacker)   db (victim)   ci (bystander)
 
 from __future__ import annotations
 
+import json
 import secrets
 import struct
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -29,7 +31,11 @@ class VoidError(Exception):
 
 
 class Stage:
-    """The nodes of a lab with agents in them, wired by one backend. `mark` is other bytes for each attack."""
+    """The nodes of a lab with agents in them, wired by one backend.
+
+    `mark` is other bytes for each attack, and `port` another source port, so that no attack is taken for an earlier
+    one's continuation: the host's connection tracking outlives a change of backend.
+    """
 
     outside, gateway = "192.0.2.1", GATEWAY  # dom0's LAN address; what guests send to
 
@@ -37,7 +43,7 @@ class Stage:
         self.lab = lab
         self.sent: list[str] = []
         self.controls: list[str] = []
-        self.mark = b""
+        self.mark, self.port = b"", 0
         self._stack = ExitStack()
 
     def __enter__(self) -> Stage:
@@ -81,6 +87,28 @@ class Stage:
         """The guest's interface in dom0."""
         return self.backend.vif(self.lab, self.guest(guest))
 
+    # The nodes' kernels
+
+    @contextmanager
+    def sysctls(self, node: str, pattern: str, value: str) -> Iterator[None]:
+        """Sets all of a node's sysctls that match a regular expression; afterwards they are as they were."""
+        found = self.lab.exec(node, "sysctl", "-a", "-r", pattern).stdout.splitlines()
+        before = dict(line.split(" = ") for line in found)
+        try:
+            self.lab.exec(node, "sysctl", "-qw", *(f"{key}={value}" for key in before))
+            yield
+        finally:
+            self.lab.exec(node, "sysctl", "-qw", *(f"{key}={old}" for key, old in before.items()))
+
+    def conf(self, node: str, name: str) -> AbstractContextManager[None]:
+        """Turns net.ipv4.conf.*.NAME on, for all interfaces of a node."""
+        return self.sysctls(node, rf"^net\.ipv4\.conf\.[^.]+\.{name}$", "1")
+
+    def counter(self, node: str, name: str) -> int:
+        """One of the counters that a node's kernel keeps of its IP stack, by nstat's name for it."""
+        found = json.loads(self.lab.exec(node, "nstat", "-azj", name).stdout)
+        return int(found["kernel"][name])
+
     # One attack
 
     def say(self, line: str) -> None:
@@ -96,6 +124,7 @@ class Stage:
     def begin(self) -> None:
         """A new attack: an empty journal, and bytes that no other attack has sent."""
         self.sent, self.controls, self.mark = [], [], b"mark" + secrets.token_hex(8).encode()
+        self.port = 10000 + secrets.randbelow(20000)
         for node in self._nodes.values():
             node.collected.clear()
 
