@@ -6,6 +6,7 @@ how the host is built inside, it cannot be answered, and it goes wherever such a
 
 from __future__ import annotations
 
+import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -49,9 +50,9 @@ def _speaks(s: Stage, lan: Seen, protocol: type[Packet] = TCP) -> bool:
     return bool(lan.having(lambda p: protocol in p and p[IP].src == s.outside))
 
 
-def _out(s: Stage, payload: Packet, **header: object) -> Packet:
+def _out(s: Stage, payload: Packet) -> Packet:
     """web's own frame to lan1."""
-    ip = IP(src=s.address("web"), dst=s.address("lan1"), **header)
+    ip = IP(src=s.address("web"), dst=s.address("lan1"), id=secrets.randbelow(2**16))
     return Ether(src=s.web.mac, dst=s.gateway_mac()) / ip / payload
 
 
@@ -79,13 +80,13 @@ def late_segment_in_fragments(s: Stage) -> list[str]:
     The same as a late FIN, but cut into IP fragments, so that only who puts them together sees what it is. No
     fragment may leave with an inside address, neither together nor alone.
     """
-    late = _out(s, TCP(sport=4445, dport=NOWHERE, flags="FA", seq=1, ack=1) / Raw(s.mark * 4), id=7)
-    honest = _out(s, UDP(sport=4445, dport=NOWHERE) / Raw(s.mark + b"honest" + b"." * 64), id=8)
+    late = _out(s, TCP(sport=4445, dport=NOWHERE, flags="FA", seq=1, ack=1) / Raw(s.mark * 4))
+    honest = _out(s, UDP(sport=4445, dport=NOWHERE) / Raw(s.mark + b"honest" + b"." * 64))
     with s.switch.watch("br0") as lan:
-        s.web.send(*fragment(late, 32))
-        s.web.send(*fragment(honest, 32))
-    whole = lan.having(lambda p: IP in p and p[IP].src == s.outside and p[IP].proto == 17)
-    s.control("a datagram in fragments arrives in the host's name", whole)
+        for whole in (late, honest):
+            s.web.send(*fragment(whole, 32))  # type: ignore[no-untyped-call]
+    translated = lan.having(lambda p: IP in p and p[IP].src == s.outside and p[IP].proto == 17)
+    s.control("a datagram in fragments arrives in the host's name", translated)
     return _escaped(lan)
 
 
@@ -130,7 +131,10 @@ def protocols_that_are_not_translated(s: Stage) -> list[str]:
     with s.switch.watch("br0") as lan:
         s.control("lan1 answers web's datagram", s.web.udp(s.address("lan1"), ECHO, s.mark))
         s.web.send(_out(s, SCTP(sport=4447, dport=NOWHERE, tag=1) / chunk))
-        s.web.send(*(_out(s, Raw(b"\0" * 8 + s.mark), proto=number) for number in (47, 50, 2, 253)))
+        for number in (2, 47, 50, 253):
+            frame = _out(s, Raw(b"\0" * 8 + s.mark))
+            frame[IP].proto = number
+            s.web.send(frame)
     s.control("the LAN sees web speak in the host's name", _speaks(s, lan, UDP))
     return _escaped(lan)
 
