@@ -56,7 +56,7 @@ def _out(s: Stage, payload: Packet) -> Packet:
     return Ether(src=s.web.mac, dst=s.gateway_mac()) / ip / payload
 
 
-@attack("leak", tool="hping3", falls=("bridge", "vde"))
+@attack("leak", tool="hping3", falls="bridge")
 def segments_of_no_conversation(s: Stage) -> list[str]:
     """web sends the ends of conversations that never were.
 
@@ -73,7 +73,7 @@ def segments_of_no_conversation(s: Stage) -> list[str]:
     return _escaped(lan)
 
 
-@attack("leak", tool="scapy", falls=("bridge", "vde"))
+@attack("leak", tool="scapy", falls="bridge")
 def late_segment_in_fragments(s: Stage) -> list[str]:
     """web sends the end of a conversation that never was, in fragments.
 
@@ -90,7 +90,7 @@ def late_segment_in_fragments(s: Stage) -> list[str]:
     return _escaped(lan)
 
 
-@attack("leak", tool="scapy", falls=("bridge", "vde"))
+@attack("leak", tool="scapy", falls="bridge")
 def errors_about_nothing(s: Stage) -> list[str]:
     """web sends ICMP errors about packets that nobody sent.
 
@@ -105,7 +105,7 @@ def errors_about_nothing(s: Stage) -> list[str]:
     return _escaped(lan)
 
 
-@attack("leak", tool="nping", falls=("bridge", "vde"))
+@attack("leak", tool="nping", falls="bridge")
 def datagrams_with_a_wrong_checksum(s: Stage) -> list[str]:
     """web sends UDP and TCP with wrong checksums.
 
@@ -120,7 +120,7 @@ def datagrams_with_a_wrong_checksum(s: Stage) -> list[str]:
     return _escaped(lan)
 
 
-@attack("leak", tool="scapy", falls=("bridge", "vde"))
+@attack("leak", tool="scapy", falls="bridge")
 def protocols_that_are_not_translated(s: Stage) -> list[str]:
     """web speaks SCTP, GRE and ESP without having begun.
 
@@ -139,7 +139,7 @@ def protocols_that_are_not_translated(s: Stage) -> list[str]:
     return _escaped(lan)
 
 
-@attack("leak", tool="hping3", falls=("bridge", "vde"))
+@attack("leak", tool="hping3", falls="bridge")
 def icmp_of_unusual_kinds(s: Stage) -> list[str]:
     """web sends ICMP that neither asks nor reports.
 
@@ -155,7 +155,7 @@ def icmp_of_unusual_kinds(s: Stage) -> list[str]:
     return _escaped(lan)
 
 
-@attack("leak", tool="ping", falls=("bridge", "vde", "routed"))
+@attack("leak", tool="ping", falls=("bridge", "routed", "xen1"))
 def record_route(s: Stage) -> list[str]:
     """web has its packet write down the way it takes.
 
@@ -169,7 +169,7 @@ def record_route(s: Stage) -> list[str]:
     return _told(lan.having(socket.inet_aton(s.address("web"))))
 
 
-@attack("leak", tool="arping", falls=("bridge", "vde"))
+@attack("leak", tool="arping", falls=("bridge", "routed"))
 def arp_for_the_inside_gateway(s: Stage) -> list[str]:
     """lan2 asks on the LAN for the guests' gateway.
 
@@ -187,7 +187,7 @@ def arp_for_the_inside_gateway(s: Stage) -> list[str]:
     return _told(replies) if answered else []
 
 
-@attack("leak", tool="nmap", falls=("bridge", "vde"))
+@attack("leak", tool="nmap", falls="bridge")
 def guests_answer_by_their_own_address(s: Stage) -> list[str]:
     """lan2 speaks to a guest's own address.
 
@@ -241,7 +241,7 @@ def _speak_by_the_forward(s: Stage, change: Callable[[], None]) -> list[str]:
     return _escaped(lan)
 
 
-@attack("leak", tool="scapy", falls=("bridge", "vde", "routed"), leaves=True)
+@attack("leak", tool="scapy", falls=("bridge", "routed"), leaves=True)
 def while_the_backend_stops(s: Stage) -> list[str]:
     """lan1 speaks to db's ssh while the backend is taken down.
 
