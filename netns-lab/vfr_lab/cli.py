@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -110,6 +111,41 @@ def prove(prefix: Prefix = "lab-", json_: Json = False) -> None:
         Console(width=None if sys.stdout.isatty() else 150).print(table)
         print(f"{sum(s.ok for s in seen)} of {len(seen)} claims hold")
     sys.exit(0 if all(s.ok for s in seen) else 1)
+
+
+@app.command("attacks")
+def attacks_(json_: Json = False) -> None:
+    """List the attacks: what each wants, with what tool, and on which backends it is known to get it."""
+    from vfr_lab.battery import attacks as every
+
+    shown = [{"id": a.id, "sentence": a.sentence, "tool": a.tool, "falls": a.falls} for a in every()]
+    if json_:
+        print(json.dumps(shown, indent=2))
+        return
+    table = Table("attack", "what it is", "tool", "known to fall")
+    for a in every():
+        table.add_row(a.id, a.sentence, a.tool, ", ".join(a.falls))
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
+
+
+@app.command()
+def attack(
+    backend: Annotated[list[str] | None, typer.Option(help="Only this one; may be given again.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only attacks with this in FAMILY/NAME; may be given again.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with everything in it.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write JSON.")] = None,
+    prefix: Prefix = "judge-",
+) -> None:
+    """Mount the attacks against backends, and show who holds.
+
+    Exit status 1 if an attack proved nothing, or got through a backend that was named by --backend.
+    """
+    from vfr_lab.battery.command import attack as run
+
+    sys.exit(run(backend or [], only or [], prefix, html, junit, json_))
 
 
 def main() -> None:

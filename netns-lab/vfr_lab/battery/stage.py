@@ -113,9 +113,7 @@ class Stage:
 
     def wire(self, backend: Backend) -> None:
         """Takes the present wiring down, and puts this one up."""
-        self.lab.backend.down(self.lab)
-        self.lab.backend = backend
-        backend.up(self.lab)
+        self.lab.rewire(backend)
         self.forget()
         wait_until(self.is_healthy, f"{backend.name}'s coming up")
 
