@@ -77,12 +77,12 @@ class Call:
     """A TCP connection from a node that stays open."""
 
     def __init__(self, node: Node, number: int, port: int, greeting: bytes) -> None:
-        self._node, self._number, self.port, self.greeting = node, number, port, greeting
+        self._node, self.number, self.port, self.greeting = node, number, port, greeting
 
     def echoes(self, data: bytes = b"still here") -> bool:
         """Whether what is said comes back."""
         try:
-            answer = self._node.ask("say", number=self._number, data=data.hex())
+            answer = self._node.ask("say", number=self.number, data=data.hex())
         except NodeError:
             return False
         return bytes.fromhex(answer) == data
