@@ -125,12 +125,15 @@ def tcpkill(s: Stage) -> list[str]:
 
     arpspoof tells db that web is the gateway, and tcpkill resets whatever web then gets to read. It guesses nothing.
     """
-    with _talk(s, s.db, s.lan1, s.address("lan1")) as talk, ExitStack() as open_:
-        open_.enter_context(s.web.running("tcpkill", "-i", "eth0", "-9", f"port {SERVED}"))
-        open_.enter_context(s.web.running("arpspoof", "-i", "eth0", "-t", s.address("db"), s.gateway))
-        time.sleep(0.6)
-        echoes = [talk.call.echoes(bytes([n]) * 9) for n in range(3)]
+    db = s.address("db")
     s.control("dsniff is there", s.web.ok("which", "arpspoof", "tcpkill"))
+    s.web.pings(db)  # arpspoof takes its victim's MAC from the kernel, if that knows it
+    with _talk(s, s.db, s.lan1, s.address("lan1")) as talk, s.db.watch() as seen, ExitStack() as open_:
+        open_.enter_context(s.web.running("tcpkill", "-i", "eth0", "-9", f"port {SERVED}"))
+        open_.enter_context(s.web.running("arpspoof", "-i", "eth0", "-t", db, s.gateway))
+        time.sleep(0.8)
+        echoes = [talk.call.echoes(bytes([65 + n]) * 9) for n in range(3)]
+    s.control("db goes on speaking meanwhile", seen.own)
     return [] if all(echoes) else ["the conversation is broken"]
 
 
@@ -203,7 +206,8 @@ def blind_reset_and_everyday_use(s: Stage) -> list[str]:
         wrong = Side(lan1, SERVED, s.outside, talk.callee.peer_port, seq=0x12345678, ack=0).says("R")
         s.lan2.send(Ether(src=s.lan2.mac, dst=s.lan2.knows(s.outside)) / wrong)
         s.say("db: connects to lan1 a hundred times")
-        answers = [bytes.fromhex(s.db.ask("tcp", address=lan1, port=ECHO, own_port=0, timeout=1)) for _ in range(100)]
+        # db closes them first: who closes remembers the ports, and lan1 would ask db about each that comes again.
+        answers = [s.db.ask("tcp", address=lan1, port=SERVED, own_port=0, timeout=1) for _ in range(100)]
         s.control("all of db's connections are answered", all(answers))
         goes_on = talk.call.echoes()
     s.control("db's kernel did not take the RST", goes_on or seen.own)
@@ -228,7 +232,7 @@ def smaller_packets(s: Stage) -> list[str]:
     return [f"db's way to lan1: {' '.join(path.split())}"] if "mtu" in path else []
 
 
-@attack("hijack", tool="scapy", falls=("bridge", "xen1"))
+@attack("hijack", tool="scapy", falls="bridge")
 def better_gateway(s: Stage) -> list[str]:
     """web has db send by web what is for lan1.
 
@@ -297,11 +301,12 @@ def shadow_of_a_forward(s: Stage) -> list[str]:
     """
     forward, client = s.guest("db").forward or 0, 40404
     s.control("inet reaches db's ssh by the forward", "SSH-" in s.inet.tcp(s.outside, forward))
-    with s.web.listen("tcp", forward) as heard:
+    with s.web.watch() as seen, s.web.listen("tcp", forward):
         shadow = ("-s", str(forward), "-k", "-p", str(client), "-t", "2", s.address("inet"))
         s.web.run("timeout", "0.3", "hping3", "-q", "-S", "-c", "1", *shadow)
-        came = s.inet.tcp(s.outside, forward, own_port=client, timeout=1)
-    return [f"inet meets at db's forward: {came!r}; web heard {heard.said}"] if heard.said else []
+        s.inet.tcp(s.outside, forward, own_port=client)
+    came = seen.having(lambda p: TCP in p and p[IP].src == s.address("inet") and p[TCP].dport == forward)
+    return [f"web received what was for db's forward: {f}" for f in came[:4]]
 
 
 @attack("hijack", tool="scapy", falls=("bridge", "routed"), leaves=True)
