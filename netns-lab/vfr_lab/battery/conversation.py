@@ -21,9 +21,9 @@ class Side:
     seq: int
     ack: int
 
-    def says(self, flags: str, data: bytes = b"", ahead: int = 0) -> Packet:
-        """The IP packet that this end would send next; `ahead` puts it so many bytes off."""
-        tcp = TCP(sport=self.port, dport=self.peer_port, flags=flags, seq=(self.seq + ahead) % 2**32, ack=self.ack)
+    def says(self, flags: str, data: bytes = b"") -> Packet:
+        """The IP packet that this end would send next."""
+        tcp = TCP(sport=self.port, dport=self.peer_port, flags=flags, seq=self.seq, ack=self.ack)
         return IP(src=self.address, dst=self.peer) / tcp / Raw(data)
 
     @property
@@ -52,4 +52,4 @@ def _next(packet: Packet) -> int:
     """The sequence number after this segment."""
     ip, tcp = packet[IP], packet[TCP]
     length = ip.len - ip.ihl * 4 - tcp.dataofs * 4
-    return int(tcp.seq) + int(length) + ("S" in tcp.flags) + ("F" in tcp.flags)
+    return (int(tcp.seq) + int(length) + ("S" in tcp.flags) + ("F" in tcp.flags)) % 2**32

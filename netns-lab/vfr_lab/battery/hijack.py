@@ -7,7 +7,7 @@ is blind: what keeps it out must be the backend, not its luck.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -56,15 +56,16 @@ def _to_gateway(s: Stage, packet: Packet) -> Packet:
     return Ether(src=s.web.mac, dst=s.gateway_mac()) / packet
 
 
-def _ended(s: Stage, talk: Talk, honest: Callable[[], object]) -> list[str]:
-    """Whether the conversation is broken. If it is not, `honest` sends the same from where it belongs, and it must be."""
-    time.sleep(0.05)
+def _ended(s: Stage, talk: Talk, real: Node, port: int, next_hop: str | None) -> list[str]:
+    """Whether the conversation is broken. If it is not, the same RST from its real end must break it."""
+    time.sleep(0.1)
     if not talk.call.echoes():
         return ["the conversation is broken"]
-    s.say("the conversation goes on; now the same from its real end")
-    honest()
-    time.sleep(0.05)
-    s.control("the same segment from the real end breaks it", not talk.call.echoes())
+    with real.watch() as seen:
+        s.control("the conversation goes on", talk.call.echoes(b"once more"))
+    real.send(Ether(src=real.mac, dst=next_hop) / side(seen, port).says("R"))
+    time.sleep(0.1)
+    s.control("the same segment from its real end breaks it", not talk.call.echoes())
     return []
 
 
@@ -76,9 +77,7 @@ def reset_in_the_peers_name(s: Stage) -> list[str]:
     """
     with _talk(s, s.db, s.lan1, s.address("lan1")) as talk:
         s.web.send(_to_db(s, talk.caller.other.says("R")))
-        now = talk.callee.says("R", ahead=len(b"still here"))
-        host = s.lan1.knows(s.outside)
-        return _ended(s, talk, lambda: s.lan1.send(Ether(src=s.lan1.mac, dst=host) / now))
+        return _ended(s, talk, s.lan1, SERVED, s.lan1.knows(s.outside))
 
 
 @attack("hijack", tool="scapy", falls="bridge")
@@ -90,8 +89,7 @@ def reset_in_the_victims_name(s: Stage) -> list[str]:
     """
     with _talk(s, s.db, s.lan1, s.address("lan1")) as talk:
         s.web.send(_to_gateway(s, talk.caller.says("R")))
-        honest = Ether(src=s.db.mac, dst=s.gateway_mac("db")) / talk.caller.says("R", ahead=len(b"still here"))
-        return _ended(s, talk, lambda: s.db.send(honest))
+        return _ended(s, talk, s.db, talk.call.port, s.gateway_mac("db"))
 
 
 @attack("hijack", tool="scapy", falls="bridge")
@@ -146,9 +144,7 @@ def hosts_conversation_with_the_lan(s: Stage) -> list[str]:
     """
     with _talk(s, s.dom0, s.lan1, s.address("lan1")) as talk:
         s.web.send(_to_gateway(s, talk.caller.other.says("R")))
-        now = talk.callee.says("R", ahead=len(b"still here"))
-        host = s.lan1.knows(s.outside)
-        return _ended(s, talk, lambda: s.lan1.send(Ether(src=s.lan1.mac, dst=host) / now))
+        return _ended(s, talk, s.lan1, SERVED, s.lan1.knows(s.outside))
 
 
 @attack("hijack", tool="scapy", falls="bridge")
@@ -159,8 +155,7 @@ def hosts_conversation_with_a_guest(s: Stage) -> list[str]:
     """
     with _talk(s, s.dom0, s.db, s.address("db")) as talk:
         s.web.send(_to_gateway(s, talk.callee.says("R")))
-        honest = talk.callee.says("R", ahead=len(b"still here"))
-        return _ended(s, talk, lambda: s.db.send(Ether(src=s.db.mac, dst=s.gateway_mac("db")) / honest))
+        return _ended(s, talk, s.db, SERVED, s.gateway_mac("db"))
 
 
 def _crowd(s: Stage, number: int, first_port: int, forward: int) -> None:
