@@ -128,8 +128,9 @@ def tcpkill(s: Stage) -> list[str]:
     s.web.pings(db)  # arpspoof takes its victim's MAC from the kernel, if that knows it
     with _talk(s, s.db, s.lan1, s.address("lan1")) as talk, s.db.watch() as seen, ExitStack() as open_:
         open_.enter_context(s.web.running("tcpkill", "-i", "eth0", "-9", f"port {SERVED}"))
+        time.sleep(1.1)  # for a second db's kernel stays with a MAC that it has just learnt
         open_.enter_context(s.web.running("arpspoof", "-i", "eth0", "-t", db, s.gateway))
-        time.sleep(0.8)
+        time.sleep(0.3)
         echoes = [talk.call.echoes(bytes([65 + n]) * 9) for n in range(3)]
     s.control("db goes on speaking meanwhile", seen.own)
     return [] if all(echoes) else ["the conversation is broken"]
@@ -286,7 +287,7 @@ def unreachable_in_the_servers_name(s: Stage) -> list[str]:
     return [f"db's program is told: {came}"] if "Refused" in came else []
 
 
-@attack("hijack", tool="hping3", falls=("bridge", "routed"), leaves=True)
+@attack("hijack", tool="hping3", falls=("bridge", "routed", "xen1"), leaves=True)
 def shadow_of_a_forward(s: Stage) -> list[str]:
     """web receives who comes for db's ssh.
 
@@ -304,7 +305,7 @@ def shadow_of_a_forward(s: Stage) -> list[str]:
     return [f"web received what was for db's forward: {f}" for f in came[:4]]
 
 
-@attack("hijack", tool="scapy", falls=("bridge", "routed"), leaves=True)
+@attack("hijack", tool="scapy", falls=("bridge", "routed", "xen1"), leaves=True)
 def shadow_of_the_hosts_port(s: Stage) -> list[str]:
     """web answers in the place of a service of the host's.
 
