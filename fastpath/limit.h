@@ -49,11 +49,9 @@ __noinline int tell(__u32 per_s, __u64 now, struct vfr_event *event)
 		__sync_fetch_and_add(&r->untold, 1);
 		return 0;
 	}
-	event->untold = r->untold;
-	if (!bpf_ringbuf_output(&events, event, sizeof(*event), 0))
-		r->untold = 0;
-	else
-		__sync_fetch_and_add(&r->untold, 1);
+	event->untold = __sync_lock_test_and_set(&r->untold, 0); /* an exchange: another CPU may be telling too */
+	if (bpf_ringbuf_output(&events, event, sizeof(*event), 0))
+		__sync_fetch_and_add(&r->untold, event->untold + 1);
 	return 0;
 }
 

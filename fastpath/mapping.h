@@ -4,13 +4,14 @@
  *
  * A mapping takes its outside port from the domain's own block, so no two domains ever meet. The port
  * is claimed in @outside by compare-and-swap first, then the mapping is entered, and the claim is given
- * up if that fails. A TCP mapping whose sessions are all closing keeps its port for as long as nobody
- * else needs it: late segments still arrive, and yet a block of ports does not limit how many
- * conversations a second can be had.
+ * up if that fails. A port that a program of the host has bound is passed over (host.h). A TCP mapping
+ * whose sessions are all closing keeps its port for as long as nobody else needs it: late segments still
+ * arrive, and yet a block of ports does not limit how many conversations a second can be had.
  */
 #ifndef VFR_MAPPING_H
 #define VFR_MAPPING_H
 
+#include "host.h"
 #include "limit.h"
 
 #define EEXIST 17
@@ -19,10 +20,13 @@
 
 /* One search for a free outside port: what it is for, and what it found. */
 struct port_search {
+	struct __sk_buff *skb;
 	void *mappings;
 	__u64 now;
 	__u64 claim;                 /* the @outside entry to put there, as one word */
 	__u32 space;
+	__be32 remote;
+	__be16 remote_port;
 	__u16 low, count;
 	__u16 next;                  /* offset in the block to try next */
 	__u8 protocol;
@@ -43,8 +47,15 @@ static __always_inline __u64 outside_word(__u16 slot, __be16 inside_port, __u64 
 	return u.word;
 }
 
-/* Whether the mapping that once claimed `port` is gone or has expired; then it is forgotten. A
- * claim of this or the last second may belong to a mapping that another CPU is about to enter. */
+/* Whether a program of the host has bound the port, and would get the answers to it. */
+static __always_inline bool host_has(struct port_search *search, __be16 port)
+{
+	return host_owns(search->skb, search->protocol, search->remote, search->remote_port, port);
+}
+
+/* Whether the port that was so claimed may be taken: the mapping that claimed it is gone or has expired,
+ * and the host has not bound it since. Then that mapping is forgotten. A claim of this or the last second
+ * may belong to a mapping that another CPU is about to enter. */
 static __always_inline bool is_stale(struct port_search *search, __u64 word, __be16 port)
 {
 	union { __u64 word; struct vfr_outside entry; } u = { .word = word };
@@ -58,8 +69,8 @@ static __always_inline bool is_stale(struct port_search *search, __u64 word, __b
 		return false;
 	m = bpf_map_lookup_elem(search->mappings, &key);
 	if (!m || m->outside_port != port)
-		return (__u16)(search->now / SECOND_NS - u.entry.claimed_s) > 1;
-	if (m->expires_ns > search->now)
+		return (__u16)(search->now / SECOND_NS - u.entry.claimed_s) > 1 && !host_has(search, port);
+	if (m->expires_ns > search->now || host_has(search, port))
 		return false;
 	bpf_map_delete_elem(search->mappings, &key);
 	return true;
@@ -74,7 +85,7 @@ static __always_inline bool claim_port(struct port_search *search, __u16 offset)
 	if (!entry)
 		return false;
 	held = *entry;
-	if (held && !is_stale(search, held, port))
+	if (held ? !is_stale(search, held, port) : host_has(search, port))
 		return false;
 	if (__sync_val_compare_and_swap(entry, held, search->claim) != held)
 		return false;
@@ -135,38 +146,42 @@ static __always_inline bool use_mapping(struct vfr_mapping *m, __u8 protocol, __
 #define MAPPING_IS_NEW 0x10000
 
 /*
- * Enters a new mapping; if another CPU was faster, its mapping is the one that counts. The outside
- * port, with MAPPING_IS_NEW if it is ours; 0 if there is none.
+ * Enters a new mapping for the session's inside port; if another CPU was faster, its mapping is the one
+ * that counts. The outside port, with MAPPING_IS_NEW if it is ours; 0 if there is none.
  * NOTE: an error of a map helper is an int. Up to Linux 6.3 the verifier puts the map's own function in
  * the helper's place, which leaves the upper half of the register zero: as a long it is not negative.
  */
-__noinline __u32 new_mapping(__u32 slot, const struct vfr_mapping_key *key, __u64 now, __u64 expires)
+__noinline __u32 new_mapping(struct __sk_buff *skb, __u32 slot, const struct vfr_session_key *session, __u64 now,
+			     __u64 expires)
 {
 	void *table = bpf_map_lookup_elem(&mappings, &slot);
 	struct vfr_domain *owner = domain_in(slot);
 	struct vfr_mapping mapping = { .expires_ns = expires }, *winner;
-	struct port_search search = { .mappings = table, .now = now };
-	struct vfr_mapping_key own;
+	struct port_search search = { .skb = skb, .mappings = table, .now = now };
+	struct vfr_mapping_key key = {};
 	int err;
 
-	if (!table || !owner || !key || !owner->port_count)
+	if (!table || !owner || !session || !owner->port_count)
 		return 0;
-	own = *key;
+	key.inside_port = session->inside_port;
+	key.protocol = session->protocol;
+	search.remote = session->remote;
+	search.remote_port = session->remote_port;
 	search.low = owner->port_low;
 	search.count = owner->port_count;
-	search.space = space_of(key->protocol);
-	search.protocol = key->protocol;
-	search.claim = outside_word(slot, key->inside_port, now);
-	mapping.open = key->protocol == IPPROTO_TCP;
-	mapping.outside_port = take_port(&search, slot, key->inside_port);
+	search.space = space_of(key.protocol);
+	search.protocol = key.protocol;
+	search.claim = outside_word(slot, key.inside_port, now);
+	mapping.open = key.protocol == IPPROTO_TCP;
+	mapping.outside_port = take_port(&search, slot, key.inside_port);
 	if (!mapping.outside_port)
 		return 0;
-	err = bpf_map_update_elem(table, &own, &mapping, BPF_NOEXIST);
+	err = bpf_map_update_elem(table, &key, &mapping, BPF_NOEXIST);
 	if (!err)
 		return mapping.outside_port | MAPPING_IS_NEW;
 	give_up_port(&search);
-	winner = err == -EEXIST ? bpf_map_lookup_elem(table, &own) : NULL;
-	return winner && use_mapping(winner, key->protocol, expires) ? winner->outside_port : 0;
+	winner = err == -EEXIST ? bpf_map_lookup_elem(table, &key) : NULL;
+	return winner && use_mapping(winner, key.protocol, expires) ? winner->outside_port : 0;
 }
 
 /* The outside port for the packet's inside port, living at least until `expires`. */
@@ -186,7 +201,7 @@ static __always_inline enum vfr_verdict map_port(struct vfr_pkt *p, __u64 expire
 	}
 	if (m)
 		bpf_map_delete_elem(table, &key);
-	found = new_mapping(p->from_slot, &key, p->now, expires);
+	found = new_mapping(p->skb, p->from_slot, &p->key, p->now, expires);
 	p->outside_port = found;
 	p->new_mapping = found & MAPPING_IS_NEW;
 	return found ? VFR_CONTINUE : VFR_DROP_PORTS_FULL;

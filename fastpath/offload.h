@@ -6,6 +6,10 @@
  * to be written later: at csum_start + csum_offset. That may be anywhere, also over the source address
  * that guard has just checked; the kernel would write there after our verdict. So a frame whose
  * checksum is still to be completed passes only if the place is the checksum field of its L4 header.
+ *
+ * It also says of what size the segments are that the frame is to be cut into (GSO). The kernel checks
+ * that against the packet when it cuts, but would cut a fragment as well: into fragments that lie over
+ * each other, under identifications that are another's.
  */
 #ifndef VFR_OFFLOAD_H
 #define VFR_OFFLOAD_H
@@ -33,6 +37,12 @@ static __always_inline bool may_be_partial(const struct vfr_pkt *p)
 	return !p->later && !p->error && (p->l4_proto == IPPROTO_TCP || p->l4_proto == IPPROTO_UDP);
 }
 
+/* Only a whole packet is ever cut into segments. */
+static __always_inline bool may_be_cut(const struct vfr_pkt *p)
+{
+	return may_be_partial(p) && !p->fragment;
+}
+
 /* The witness's word, which is good once. */
 static __always_inline void take_word(struct vfr_offload *seen)
 {
@@ -54,6 +64,8 @@ static __always_inline enum vfr_verdict check_offload(struct vfr_pkt *p)
 	else
 		take_word(&seen);
 	p->partial = seen.partial;
+	if (p->skb->gso_size && !may_be_cut(p))
+		return VFR_DROP_OFFLOAD;
 	if (seen.known && !seen.partial)
 		return VFR_CONTINUE;
 	return seen.known && may_be_partial(p) && seen.start == L4_OFFSET && seen.field == l4_checksum_offset(p->l4_proto)

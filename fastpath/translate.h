@@ -61,15 +61,23 @@ static __always_inline __u32 next_state(struct vfr_pkt *p, struct vfr_session *s
 	return new;
 }
 
+/* A mapping lives as long as a conversation through it may. One whose conversations are all closing lives
+ * no longer than the last of them to say something, whatever it was granted while they were open. */
+static __always_inline void keep_mapping(struct vfr_pkt *p, __u32 tcp_state, __u64 expires)
+{
+	struct vfr_mapping *m = kind_of(p) == VFR_KIND_LAN ? mapping_of(p->opener, &p->key, p->outside_port) : NULL;
+
+	if (m && (m->expires_ns < expires || (is_closing(tcp_state) && !m->open)))
+		m->expires_ns = expires;
+}
+
 /* Carries a living session on: its state, and how long it may now be idle. Written a second at a
- * time, so that packets on different CPUs seldom touch the same line. A session that goes on keeps its
- * mapping alive. */
+ * time, so that packets on different CPUs seldom touch the same line. */
 static __always_inline void refresh(struct vfr_pkt *p)
 {
 	struct vfr_session *s = p->session;
 	__u32 old = s->tcp_state, new = next_state(p, s);
 	__u64 expires = p->now + idle_time(p, new);
-	struct vfr_mapping *m;
 
 	if (new == old && expires < s->expires_ns + SECOND_NS)
 		return;
@@ -77,9 +85,7 @@ static __always_inline void refresh(struct vfr_pkt *p)
 	if (new == old && is_closing(old) && p->tcp_flags & TCP_RST)
 		return;
 	s->expires_ns = expires;
-	m = kind_of(p) == VFR_KIND_LAN ? mapping_of(p->opener, &p->key, p->outside_port) : NULL;
-	if (m && m->expires_ns < expires)
-		m->expires_ns = expires;
+	keep_mapping(p, new, expires);
 }
 
 /* Enters a session in its owner's table. A dead one under the same key is written over. */
@@ -158,15 +164,30 @@ static __always_inline enum vfr_verdict keep_state(struct vfr_pkt *p)
 	return verdict == VFR_CONTINUE && p->first ? lead(p) : verdict;
 }
 
+/* How many packets the frame leaves as. Counted here, since a VM's frame does not say (its gso_segs is 0). */
+static __always_inline __u32 segments(const struct vfr_pkt *p)
+{
+	__u32 size = p->skb->gso_size;
+
+	return size ? (p->skb->len - L4_OFFSET - p->l4_length + size - 1) / size : 1;
+}
+
+/* UDP that is still to be cut may be cut into fragments (a VM's UFO), whatever its DF says. */
+static __always_inline bool may_be_fragments(const struct vfr_pkt *p)
+{
+	return p->first || !p->dont_fragment || (p->skb->gso_size && p->l4_proto == IPPROTO_UDP);
+}
+
 /* An identification for a packet that may be put together from fragments: domains choose theirs
- * without knowing of each other, and would meet behind one address (RFC 6864 5.3.1, RFC 7857 10). */
+ * without knowing of each other, and would meet behind one address (RFC 6864 5.3.1, RFC 7857 10).
+ * The kernel counts on from it for each segment that it cuts. */
 static __always_inline void choose_id(struct vfr_pkt *p)
 {
 	__u32 place = (p->dst * 2654435761U) >> 22;
 	__u32 *next = bpf_map_lookup_elem(&identifications, &place);
 
-	if (next && !p->later && !p->to && (p->first || !p->dont_fragment))
-		p->new_id = bpf_htons(__sync_fetch_and_add(next, p->skb->gso_segs ? p->skb->gso_segs : 1));
+	if (next && !p->later && !p->to && may_be_fragments(p))
+		p->new_id = bpf_htons(__sync_fetch_and_add(next, segments(p)));
 }
 
 /* One fact a call, and the kernel knows what each means for a checksum that is still to be

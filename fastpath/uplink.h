@@ -2,12 +2,14 @@
 /*
  * uplink: which frames from the LAN are ours? Only those to an outside port that a mapping or a
  * forward holds, plus what nobody may send here: the router's own range, and ports of our NAT range
- * that neither we nor the host own. All else belongs to the host and passes untouched.
+ * that neither we nor the host own. All else belongs to the host and passes untouched, and so does what
+ * comes to a mapping's port as part of none of its conversations, if a socket of the host's waits for it.
  */
 #ifndef VFR_UPLINK_H
 #define VFR_UPLINK_H
 
 #include "fragment.h"
+#include "host.h"
 #include "related.h"
 
 static __always_inline bool in_nat_range(const struct vfr_config *config, __be16 port)
@@ -27,30 +29,17 @@ static __always_inline enum vfr_verdict uplink_arp(struct vfr_pkt *p)
 	return VFR_NOT_OURS;
 }
 
-/* Whether a socket of the host's waits for this packet. Asked only on a miss in the NAT range. */
-static __always_inline bool host_owns(struct vfr_pkt *p)
+/* Whether a socket of the host's waits for the packet. The host pings too, and its identifiers are its own
+ * choice. */
+static __always_inline bool is_hosts(struct vfr_pkt *p)
 {
-	struct bpf_sock_tuple tuple = {
-		.ipv4 = { .saddr = p->src, .daddr = p->dst, .sport = p->sport, .dport = p->dport },
-	};
-	struct bpf_sock *sk;
-
-	if (p->l4_proto == IPPROTO_TCP)
-		sk = bpf_skc_lookup_tcp(p->skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
-	else
-		sk = bpf_sk_lookup_udp(p->skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
-	if (!sk)
-		return false;
-	bpf_sk_release(sk);
-	return true;
+	return p->l4_proto == IPPROTO_ICMP || host_owns(p->skb, p->l4_proto, p->src, p->sport, p->dport);
 }
 
 /* Nobody holds the port: in our range it is either the host's after all, or nobody's. */
 static __always_inline enum vfr_verdict uplink_miss(struct vfr_pkt *p)
 {
-	if (p->error || p->l4_proto == IPPROTO_ICMP || !in_nat_range(p->config, p->dport) || host_owns(p))
-		return VFR_NOT_OURS;
-	return VFR_DROP_UNSOLICITED;
+	return in_nat_range(p->config, p->dport) && !is_hosts(p) ? VFR_DROP_UNSOLICITED : VFR_NOT_OURS;
 }
 
 /* A packet to a port that is ours: only now is it held to what we hold packets to. */
@@ -136,8 +125,8 @@ static __always_inline enum vfr_verdict uplink_port(struct vfr_pkt *p)
 	verdict = uplink_ours(p);
 	if (verdict == VFR_CONTINUE)
 		verdict = uplink_session(p, entry);
-	/* The host pings too, and its identifiers are its own choice. */
-	return verdict == VFR_DROP_UNSOLICITED && p->l4_proto == IPPROTO_ICMP ? VFR_NOT_OURS : verdict;
+	/* A mapping may hold a port that a program of the host has bound since. */
+	return verdict == VFR_DROP_UNSOLICITED && is_hosts(p) ? VFR_NOT_OURS : verdict;
 }
 
 /* The host's own, as far as can be told: it puts its fragments together itself. */

@@ -36,6 +36,10 @@
  * expired one is as good as none, so nothing depends on a process that cleans up. Limits (limit.h) and
  * timers are the control plane's to set; TCP's states are a table (@tcp_next).
  *
+ * The host keeps its own ports, also where they lie in our range and a program binds one late
+ * (@host_owns). A new mapping passes it over (@claim_port); and on a port that a mapping had before, a
+ * session's packets are the domain's, and all others the host's (@uplink_port).
+ *
  * Three ways lead round. Fragments out of order, and packets that must be cut, go through the sorter, a
  * network namespace of ours that puts them in order and gives them back (@to_sorter). A domain that
  * speaks to a port of ours by the LAN address goes out as if to the LAN and in again by the uplink's

@@ -55,7 +55,7 @@ enum vfr_verdict {
 	VFR_DROP_FRAGMENTS_FULL, /* the quota of datagrams in fragments is used up */
 	VFR_DROP_TTL,            /* the TTL ends here; answered with time exceeded */
 	VFR_DROP_L4_HEADER,      /* a TCP, UDP or ICMP header that contradicts the packet's length */
-	VFR_DROP_OFFLOAD,        /* asks for a checksum to be written where none belongs */
+	VFR_DROP_OFFLOAD,        /* asks for a checksum where none belongs, or for a fragment to be cut */
 	VFR_DROP_PROTOCOL,       /* an IP protocol other than TCP, UDP, ICMP */
 	VFR_DROP_ICMP_CHECKSUM,  /* an ICMP error whose checksum, or whose quoted header's, is wrong */
 	VFR_DROP_ICMP_ERROR,     /* an ICMP error about no living conversation of its sender's */

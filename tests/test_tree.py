@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+
+from vfr.settings import Limits
 
 TOP = Path(__file__).resolve().parents[1]
 
@@ -27,6 +30,11 @@ def test_names_in_theory_comments_exist() -> None:
     marked = set(re.findall(r"@(\w+)", text))
     assert len(marked) > 8
     assert {name for name in marked if not re.search(rf"\b{name}\b", code)} == set()
+
+
+def test_readme_says_the_limits_as_they_are() -> None:
+    rows = re.findall(r"^\| `--([a-z-]+)` \| (\d+) \|", (TOP / "README.md").read_text(), flags=re.M)
+    assert {name.replace("-", "_"): int(default) for name, default in rows} == asdict(Limits())
 
 
 def test_entry_programs_are_tables_of_contents() -> None:

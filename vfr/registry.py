@@ -11,9 +11,9 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from typing import Any
 from vfr.errors import RegistryError
 from vfr.settings import Limits, Timers
 
-SCHEMA = 2
+SCHEMA = 3
 LOCK_WAIT_S = 120
-_TABLES = """
+# Version 3 added the blocks of ports that domains gave back, in the order in which they did.
+_RETURNED = "CREATE TABLE returned (number INTEGER PRIMARY KEY, port_low INTEGER NOT NULL, port_count INTEGER NOT NULL)"
+_TABLES = f"""
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE domains (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -38,6 +40,7 @@ CREATE TABLE domains (
     port_count INTEGER NOT NULL,
     limits TEXT NOT NULL
 );
+{_RETURNED};
 """
 
 
@@ -79,16 +82,24 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """Everything the registry says."""
+    """Everything the registry says. `returned` are the blocks (lowest port, number of ports) that domains gave
+    back, the one given back last at the end. When nothing is left, the registry's file goes, and they with it."""
 
     domains: tuple[Domain, ...] = ()
     nat: Nat | None = None
     rules: Rules | None = None
     timers: Timers = field(default_factory=Timers)
+    returned: tuple[tuple[int, int], ...] = ()
 
     @property
     def is_empty(self) -> bool:
         return not self.domains and self.nat is None
+
+    def without(self, names: Container[str]) -> Contents:
+        """The same without these domains, whose blocks of ports are given back."""
+        gone = [(d.port_low, d.port_count) for d in self.domains if d.name in names]
+        kept = tuple(block for block in self.returned if block not in gone)
+        return replace(self, domains=tuple(d for d in self.domains if d.name not in names), returned=(*kept, *gone))
 
 
 def _nat(text: str) -> Nat:
@@ -127,11 +138,20 @@ class Registry:
         )
 
     def _prepare(self) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        version = self._version()
         if version == 0:
             self._db.executescript(f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version = {SCHEMA};COMMIT;")
-        elif version != SCHEMA:
+        elif version not in (2, SCHEMA):
             raise sqlite3.DatabaseError(f"it is of version {version}, this program knows {SCHEMA}")
+
+    def _version(self) -> int:
+        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
+
+    def _migrate(self) -> None:
+        """Version 2 becomes this one with the first change, since who only reads may not be able to write."""
+        if self._version() == 2:
+            self._db.execute(_RETURNED)
+            self._db.execute(f"PRAGMA user_version = {SCHEMA}")
 
     def close(self) -> None:
         self._db.close()
@@ -142,6 +162,7 @@ class Registry:
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
+                self._migrate()
                 yield
             except BaseException:
                 self._db.execute("ROLLBACK")
@@ -158,17 +179,25 @@ class Registry:
                 " FROM domains ORDER BY id"
             ).fetchall()
             settings = dict(self._db.execute("SELECT name, value FROM settings").fetchall())
+            returned = self._returned()
         except sqlite3.Error as error:
             raise self._broken(error) from None
         nat = _nat(settings["nat"]) if "nat" in settings else None
         rules = Rules(**json.loads(settings["rules"])) if "rules" in settings else None
         timers = Timers(**json.loads(settings["timers"])) if "timers" in settings else Timers()
-        return Contents(tuple(map(_domain, rows)), nat, rules, timers)
+        return Contents(tuple(map(_domain, rows)), nat, rules, timers, returned)
+
+    def _returned(self) -> tuple[tuple[int, int], ...]:
+        if self._version() == 2:
+            return ()
+        return tuple(self._db.execute("SELECT port_low, port_count FROM returned ORDER BY number").fetchall())
 
     def write(self, wanted: Contents) -> None:
         """Makes the registry say exactly this. Inside a transaction. New domains carry their ids already."""
         self._db.execute("DELETE FROM domains")
         self._db.execute("DELETE FROM settings")
+        self._db.execute("DELETE FROM returned")
+        self._db.executemany("INSERT INTO returned (port_low, port_count) VALUES (?, ?)", wanted.returned)
         for d in wanted.domains:
             row = {**asdict(d), "address": str(d.address), "limits": json.dumps(asdict(d.limits))}
             names = ", ".join(row)

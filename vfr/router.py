@@ -496,7 +496,7 @@ class Router:
             for name in names:
                 if all(d.name != name for d in before.domains):
                     raise _no_such(name, before)
-            return replace(before, domains=tuple(d for d in before.domains if d.name not in names))
+            return before.without(names)
 
         self._change(change)
 
@@ -738,17 +738,25 @@ def _choose_mac(given: str | None, name: str, before: Contents) -> str:
 
 
 def _free_block(before: Contents) -> tuple[int, int]:
-    """A domain's own outside ports: the first free block of the range."""
+    """A domain's own outside ports: the first block of the range that nobody has had, else the one that was
+    given back longest ago. Who on the LAN still speaks to a former tenant is not to meet the next."""
     low, high = before.nat.ports if before.nat else NAT_PORTS
     size = before.nat.ports_per_domain if before.nat else PORTS_PER_DOMAIN
     held = {d.port_low for d in before.domains}
-    for start in range(low, high - size + 2, size):
-        if start not in held:
-            return start, size
+    free = [start for start in range(low, high - size + 2, size) if start not in held]
+    if free:
+        return min(free, key=lambda start: _returned_at(before, start, size)), size
     raise ConflictError(
         f"all {len(held)} blocks of {size} ports in {low}-{high} are given away; remove a domain, or start anew with"
         " fewer --ports-per-domain or a wider range in --ports"
     )
+
+
+def _returned_at(before: Contents, start: int, size: int) -> int:
+    """When a port of the block was last given back: a place in the order of returns, 0 if none ever was. Blocks
+    may have been of another size then."""
+    met = [n for n, (low, count) in enumerate(before.returned, 1) if low < start + size and start < low + count]
+    return max(met, default=0)
 
 
 def _uplink_has(nat: Nat) -> bool:

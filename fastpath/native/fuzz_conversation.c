@@ -170,6 +170,14 @@ static void be_odd(void)
 	native_kernel_context(bits & 4);
 }
 
+/* A program of the host binds a port, or lets it go. */
+static void change_host(void)
+{
+	__u8 bits = take();
+
+	native_host_listens(bits & 2 ? IPPROTO_UDP : IPPROTO_TCP, PICK(ports, bits >> 2), bits & 1);
+}
+
 static void step(void)
 {
 	switch (take() % KINDS) {
@@ -191,7 +199,7 @@ static void step(void)
 	case FLOOD:
 		return send_flood();
 	case HOST:
-		return native_host_listens(take() & 1);
+		return change_host();
 	case PIECE:
 		return send_piece(false);
 	case SORTED:

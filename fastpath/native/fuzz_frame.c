@@ -4,6 +4,7 @@
  * the frame. Bits of it repair what chance hardly ever gets right, so that all stages are reached.
  */
 #include <string.h>
+#include <linux/in.h>
 #include <linux/pkt_cls.h>
 #include "frames.h"
 #include "oracle.h"
@@ -14,7 +15,7 @@ enum {
 	REPAIR_MACS = 2,             /* to the router, from the sender's own */
 	PARTIAL = 4,
 	VLAN = 8,
-	HOST_LISTENS = 16,
+	HOST_LISTENS = 16,           /* on most ports of web's block and half of db's, mappings or not */
 	GSO = 32,
 	PROBE = 64,                  /* as on a kernel before 6.2 */
 };
@@ -85,7 +86,10 @@ int LLVMFuzzerTestOneInput(const __u8 *data, size_t size)
 	open_world();
 	native_kernel_context(!(header.flags & PROBE));
 	native_random(header.chance, true);
-	native_host_listens(header.flags & HOST_LISTENS);
+	for (__u16 port = 16393; header.flags & HOST_LISTENS && port < 16404; port++) {
+		native_host_listens(IPPROTO_TCP, port, true);
+		native_host_listens(IPPROTO_UDP, port, true);
+	}
 	if (header.flags & REPAIR_MACS && length >= 12) {
 		memcpy(bytes, "\xfe\xff\xff\xff\xff\xff", 6);
 		memcpy(bytes + 6, macs[who], 6);

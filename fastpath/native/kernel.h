@@ -104,8 +104,10 @@ void native_sweep(__u32 row);
 void native_clock(__u64 ns);
 /* What bpf_get_prandom_u32 says: a sequence begun by `seed`, or, if `fixed`, always `seed`. */
 void native_random(__u32 seed, bool fixed);
-/* Whether the host has a socket for any packet. */
-void native_host_listens(bool listens);
+/* Whether the host has a socket on a TCP or UDP port that takes packets from anybody; none at all. */
+void native_host_listens(__u8 protocol, __u16 port, bool listens);
+void native_host_is_silent(void);
+bool native_host_has(__u8 protocol, __u16 port);
 /* Whether the kernel's own sk_buff can be read (Linux 6.2 and later); else a witness tells of offloads. */
 void native_kernel_context(bool readable);
 /* Sets one of the fastpath's `const volatile` settings, as a loader would before loading. */

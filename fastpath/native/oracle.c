@@ -140,8 +140,8 @@ static __u64 expires(int which, const struct row *row)
 				 : ((const struct vfr_session *)row->value)->expires_ns;
 }
 
-/* A session whose rule is gone is cut by its next packet, whoever sends that: the one change that a
- * packet may make to a table without being delivered. */
+/* A session whose rule is gone is cut by its next packet, whoever sends that: with the note that rules were
+ * asked again, the one change that a packet may make to a table without being delivered. */
 static bool was_cut(int which, const struct row *before, const struct row *after)
 {
 	struct row same = *before;
@@ -152,13 +152,25 @@ static bool was_cut(int which, const struct row *before, const struct row *after
 	return !memcmp(&same.value, after->value, sizeof(struct vfr_session));
 }
 
+/* After a change of rules a session's next packet asks them again, and notes that, before anything can drop it. */
+static bool was_asked_again(int which, const struct row *before, const struct row *after)
+{
+	struct row same = *before;
+
+	if (which >= MAPPINGS)
+		return false;
+	((struct vfr_session *)same.value)->policy = ((const struct vfr_session *)after->value)->policy;
+	return !memcmp(&same.value, after->value, sizeof(struct vfr_session));
+}
+
 static void check_unchanged(__u32 slot, int which, const struct table *before, const struct table *after)
 {
 	for (__u32 i = 0; i < before->count; i++) {
 		const struct row *old = &before->rows[i], *now = find(after, old);
 
 		native_check(now, "slot %u lost a row of its %s", slot, table_names[which]);
-		native_check(!memcmp(old->value, now->value, before->value_size) || was_cut(which, old, now),
+		native_check(!memcmp(old->value, now->value, before->value_size) || was_cut(which, old, now) ||
+				     was_asked_again(which, old, now),
 			     "a row of slot %u's %s was changed by %u", slot, table_names[which], p.sender);
 	}
 	native_check(before->count == after->count, "slot %u's %s grew", slot, table_names[which]);
@@ -230,12 +242,29 @@ static void check_mappings(__u32 slot, const struct table *mappings)
 	}
 }
 
+/* A mapping that did not live before has not taken a port of the host's own. */
+static void check_new_mappings(__u32 slot, const struct table *before, const struct table *after)
+{
+	for (__u32 i = 0; i < after->count; i++) {
+		const struct vfr_mapping_key *key = (const void *)after->rows[i].key;
+		const struct vfr_mapping *mapping = (const void *)after->rows[i].value, *old;
+		const struct row *row = find(before, &after->rows[i]);
+
+		old = row ? (const void *)row->value : NULL;
+		native_check(mapping->expires_ns <= p.now ||
+				     (old && old->outside_port == mapping->outside_port && old->expires_ns > p.now) ||
+				     !native_host_has(key->protocol, bpf_ntohs(mapping->outside_port)),
+			     "slot %u has taken the host's port %u", slot, bpf_ntohs(mapping->outside_port));
+	}
+}
+
 static void check_tables(const struct tables *before, const struct tables *after)
 {
 	for (__u32 slot = 0; slot < WORLD_SLOTS; slot++) {
 		for (int which = 0; which < TABLES; which++)
 			check_table(slot, which, &before->of[slot][which], &after->of[slot][which]);
 		check_mappings(slot, &after->of[slot][MAPPINGS]);
+		check_new_mappings(slot, &before->of[slot][MAPPINGS], &after->of[slot][MAPPINGS]);
 		native_check(slot == p.sender || !memcmp(before->ports[slot], after->ports[slot], sizeof(before->ports[slot])),
 			     "slot %u's outside ports were changed by %u", slot, p.sender);
 	}

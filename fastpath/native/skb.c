@@ -16,6 +16,7 @@
 #include <sys/mman.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
+#include <linux/in.h>
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
@@ -43,7 +44,8 @@ static struct {
 
 static __u64 clock_ns;
 static __u32 random_state;
-static bool random_fixed, host_listens;
+static bool random_fixed;
+static __u8 host_ports[2][(1 << 16) / 8]; /* TCP, UDP: a bit for each port that the host has a socket on */
 
 void native_clock(__u64 ns)
 {
@@ -56,9 +58,21 @@ void native_random(__u32 seed, bool fixed)
 	random_fixed = fixed;
 }
 
-void native_host_listens(bool listens)
+void native_host_listens(__u8 protocol, __u16 port, bool listens)
 {
-	host_listens = listens;
+	__u8 *byte = &host_ports[protocol == IPPROTO_UDP][port / 8], bit = 1 << port % 8;
+
+	*byte = listens ? *byte | bit : *byte & ~bit;
+}
+
+void native_host_is_silent(void)
+{
+	memset(host_ports, 0, sizeof(host_ports));
+}
+
+bool native_host_has(__u8 protocol, __u16 port)
+{
+	return protocol != IPPROTO_ICMP && host_ports[protocol == IPPROTO_UDP][port / 8] & 1 << port % 8;
 }
 
 bool native_no_memory(void)
@@ -375,10 +389,10 @@ long bpf_redirect_neigh(__u32 ifindex, struct bpf_redir_neigh *next_hop, int len
 static struct bpf_sock some_socket;
 static int sockets_held;
 
-static struct bpf_sock *look_up_socket(__u32 size)
+/* For any remote, as bound and listening sockets are. */
+static struct bpf_sock *look_up_socket(__u8 protocol, const struct bpf_sock_tuple *tuple, __u32 size)
 {
-	if (!host_listens || (size != sizeof(((struct bpf_sock_tuple *)0)->ipv4) &&
-			      size != sizeof(((struct bpf_sock_tuple *)0)->ipv6)))
+	if (size != sizeof(tuple->ipv4) || !native_host_has(protocol, bpf_ntohs(tuple->ipv4.dport)))
 		return NULL;
 	sockets_held++;
 	return &some_socket;
@@ -386,17 +400,17 @@ static struct bpf_sock *look_up_socket(__u32 size)
 
 struct bpf_sock *bpf_skc_lookup_tcp(void *context, struct bpf_sock_tuple *tuple, __u32 size, __u64 netns, __u64 flags)
 {
-	return look_up_socket(size);
+	return look_up_socket(IPPROTO_TCP, tuple, size);
 }
 
 struct bpf_sock *bpf_sk_lookup_tcp(void *context, struct bpf_sock_tuple *tuple, __u32 size, __u64 netns, __u64 flags)
 {
-	return look_up_socket(size);
+	return look_up_socket(IPPROTO_TCP, tuple, size);
 }
 
 struct bpf_sock *bpf_sk_lookup_udp(void *context, struct bpf_sock_tuple *tuple, __u32 size, __u64 netns, __u64 flags)
 {
-	return look_up_socket(size);
+	return look_up_socket(IPPROTO_UDP, tuple, size);
 }
 
 long bpf_sk_release(void *sock)

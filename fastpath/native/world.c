@@ -25,7 +25,7 @@ void world_reset(void)
 	native_init();
 	native_clock(WORLD_START);
 	native_random(1, false);
-	native_host_listens(false);
+	native_host_is_silent();
 	first_policy = next_policy = native_replay(world_log, world_log_end);
 }
 

@@ -69,14 +69,14 @@ def backends(json_: Json = False) -> None:
 @app.command()
 def down(prefix: Prefix = "lab-") -> None:
     """Take a lab down; nothing of it remains."""
-    Lab(prefix=prefix).down()
+    Lab.of(prefix).down()
     print("the lab is down")
 
 
 @app.command()
 def status(prefix: Prefix = "lab-", json_: Json = False) -> None:
     """Show a lab's nodes. Exit status 1 if it is not up."""
-    answer = Lab(prefix=prefix).status()
+    answer = Lab.of(prefix).status()
     if json_:
         print(json.dumps(answer, indent=2))
     else:
@@ -92,13 +92,13 @@ def status(prefix: Prefix = "lab-", json_: Json = False) -> None:
 @app.command("exec", context_settings={"ignore_unknown_options": True})
 def exec_(node: str, command: Annotated[list[str], typer.Argument()], prefix: Prefix = "lab-") -> None:
     """Run a command in a node: `vfr-lab exec web -- hostname`."""
-    sys.exit(subprocess.run(Lab(prefix=prefix).argv(node, command), check=False).returncode)
+    sys.exit(subprocess.run(Lab.of(prefix).argv(node, command), check=False).returncode)
 
 
 @app.command()
 def prove(prefix: Prefix = "lab-", json_: Json = False) -> None:
     """Show that the main job is done, by real programs. Exit status 1 if a claim fails."""
-    lab = Lab(prefix=prefix)
+    lab = Lab.of(prefix)
     if not lab.is_up():
         raise LabError("the lab is not up; run `vfr-lab up`")
     seen = list(prove_all(lab))

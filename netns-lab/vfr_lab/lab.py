@@ -21,7 +21,7 @@ from pathlib import Path
 from vfr_lab.backends import Backend, missing
 from vfr_lab.backends import backend as backend_named
 from vfr_lab.backends.vfr import VfrBackend
-from vfr_lab.scenario import XEN, LanHost, Scenario
+from vfr_lab.scenario import SCENARIOS, XEN, LanHost, Scenario
 
 BUILD = Path(__file__).resolve().parents[2] / "build"
 NETNS = Path("/run/netns")
@@ -68,6 +68,13 @@ class Lab:
         self.files = BUILD / f"{prefix}files"
         self.backend: Backend = backend or VfrBackend()
 
+    @classmethod
+    def of(cls, prefix: str) -> Lab:
+        """The lab of this prefix, with the scenario it was brought up with, if it was."""
+        one = cls(prefix=prefix)
+        one.scenario = SCENARIOS.get(one._noted("scenario") or "", one.scenario)
+        return one
+
     def netns(self, node: str) -> str:
         """The name of a node's namespace."""
         return self.prefix + node
@@ -93,14 +100,19 @@ class Lab:
     def up(self) -> None:
         """Namespaces, links, services, then the backend. What an interrupted `up` left is cleared first.
 
-        A lab that is up stays as it is, but for its backend, if that is another one.
+        A lab that is up stays as it is, but for its backend, if that is another one. LabError if what is there
+        has another scenario.
         """
+        there = self._noted("scenario")
+        if there not in (None, self.scenario.name):
+            raise LabError(f"there is a lab with the scenario {there} already; `vfr-lab down` takes it down")
         if self.is_up():
             if self.wired_by != self.backend.name:
                 self.rewire(self.backend)
             return
         self.down()
         self.files.mkdir(parents=True)
+        (self.files / "scenario").write_text(self.scenario.name)
         (self.files / "made_netns").write_text("" if NETNS.exists() else "yes")
         self._make_nodes()
         self._make_keys()
@@ -136,7 +148,10 @@ class Lab:
     @property
     def wired_by(self) -> str | None:
         """The name of the backend that wires the guests, or last tried to."""
-        note = self.files / "backend"
+        return self._noted("backend")
+
+    def _noted(self, what: str) -> str | None:
+        note = self.files / what
         return note.read_text() if note.exists() else None
 
     def _make_nodes(self) -> None:

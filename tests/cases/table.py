@@ -20,7 +20,8 @@ WEB_BLOCK = range(16392, 16400)
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """`before` are frames that come first and must pass. `becomes` is the whole frame that comes out."""
+    """`before` are frames that come first and must pass; then programs of the host bind the (protocol, port) of
+    `host`. `becomes` is the whole frame that comes out."""
 
     sentence: str
     sender: str
@@ -30,6 +31,7 @@ class Case:
     target: str | None = None
     rules: str = XEN
     before: tuple[tuple[str, Packet], ...] = ()
+    host: frozenset[tuple[int, int]] = frozenset()
     answered: bool = False  # a drop that the sender is told of; `becomes` may be the whole answer
     lab: bool = False  # run through real namespaces too
 
@@ -729,6 +731,113 @@ HAIRPIN = (
     ),
 )
 
+STRANGE_SYN = tcp("lan", LAN_ADDRESS, 40000, 16393, src="192.0.2.12")
+STRANGE_QUERY = udp("lan", LAN_ADDRESS, 40000, 16394, src="192.0.2.12")
+STRANGE_FIRST = udp("lan", LAN_ADDRESS, 5, 16394, b"a" * 24, src="192.0.2.12", flags="MF")
+HOST_SYN = tcp("lan", LAN_ADDRESS, 40000, 20000)
+DB_ROUND = tcp("db", LAN_ADDRESS, 16401, 16393)
+
+
+def _all_but(protocol: int, port: int) -> frozenset[tuple[int, int]]:
+    """Every port of web's block, except one."""
+    return frozenset((protocol, other) for other in WEB_BLOCK if other != port)
+
+
+HOST_PORTS = (
+    Case(
+        "a TCP port that a program of the host has bound is not kept, nor taken for it another such one",
+        "web",
+        SYN,
+        V.TO_LAN,
+        _out(SYN, 16399),
+        "lan",
+        host=_all_but(6, 16399),
+    ),
+    Case("nor is a UDP port", "web", QUERY, V.TO_LAN, _out(QUERY, 16392), "lan", host=_all_but(17, 16392)),
+    Case(
+        "a UDP port of the host's is no TCP port of its",
+        "web",
+        SYN,
+        V.TO_LAN,
+        _out(SYN, 16393),
+        "lan",
+        host=frozenset({(17, 16393)}),
+    ),
+    Case(
+        "if the host has the whole block, there is no port",
+        "web",
+        SYN,
+        V.DROP_PORTS_FULL,
+        answered=True,
+        host=_all_but(6, 0),
+    ),
+    Case(
+        "what the host has in our range is its own", "lan", HOST_SYN, V.NOT_OURS, HOST_SYN, host=frozenset({(6, 20000)})
+    ),
+    Case(
+        "a stranger to a mapping's port that the host has bound since",
+        "lan",
+        STRANGE_SYN,
+        V.NOT_OURS,
+        STRANGE_SYN,
+        before=(("web", SYN),),
+        host=frozenset({(6, 16393)}),
+    ),
+    Case(
+        "and by UDP",
+        "lan",
+        STRANGE_QUERY,
+        V.NOT_OURS,
+        STRANGE_QUERY,
+        before=(("web", QUERY),),
+        host=frozenset({(17, 16394)}),
+    ),
+    Case(
+        "and its first fragment",
+        "lan",
+        STRANGE_FIRST,
+        V.NOT_OURS,
+        STRANGE_FIRST,
+        before=(("web", QUERY),),
+        host=frozenset({(17, 16394)}),
+    ),
+    Case(
+        "the mapping's own conversation goes on beside it",
+        "lan",
+        SYN_ACK,
+        V.TO_DOMAIN,
+        _in(SYN_ACK, "web", 16393),
+        "web",
+        before=(("web", SYN),),
+        host=frozenset({(6, 16393)}),
+    ),
+    Case(
+        "the host's socket of another protocol changes nothing",
+        "lan",
+        STRANGE_SYN,
+        V.DROP_UNSOLICITED,
+        before=(("web", SYN),),
+        host=frozenset({(17, 16393)}),
+    ),
+    Case(
+        "an error about the host's own on a mapping's port does not arrive",
+        "lan",
+        _quoting("lan", LAN_ADDRESS, tcp("lan", "192.0.2.12", 16393, 40000, src=LAN_ADDRESS)),
+        V.DROP_ICMP_ERROR,
+        before=(("web", SYN),),
+        host=frozenset({(6, 16393)}),
+    ),
+    Case(
+        "a domain does not reach the host by it",
+        "db",
+        DB_ROUND,
+        V.DROP_HAIRPIN,
+        rules=XEN + "allow db -> web\n",
+        before=(("web", SYN),),
+        host=frozenset({(6, 16393)}),
+    ),
+)
+
 REJECT = XEN + "reject web -> lan tcp 25\nreject web -> db\n"
 MAIL = tcp("web", "lan", 3000, 25)
 
@@ -809,5 +918,5 @@ BETWEEN = (
     Case("domain 0 goes nowhere else by the router", "dom0", tcp("dom0", "lan", 1, 22), V.DROP_NO_DOMAIN),
 )
 
-CASES = (*GUARD, *ARPS, *WAYS_OUT, *FORWARDS, *UPLINK, *ERRORS, *FRAGMENTS, *HAIRPIN, *REJECTS, *BETWEEN)
+CASES = (*GUARD, *ARPS, *WAYS_OUT, *FORWARDS, *UPLINK, *ERRORS, *FRAGMENTS, *HAIRPIN, *HOST_PORTS, *REJECTS, *BETWEEN)
 assert Ether  # scapy resolves upper layers through it

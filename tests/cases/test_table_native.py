@@ -15,4 +15,5 @@ def test_native(case: Case, native: Native) -> None:
     native.reset(world.router(case.rules))
     for sender, packet in case.before:
         assert not native.send(_node(sender), bytes(packet)).verdict.name.startswith("DROP_")
+    native.host_binds(case.host)
     _check(case, native.send(_node(case.sender), bytes(case.packet)))

@@ -44,6 +44,8 @@ TABLES: dict[str, type[ctypes.Structure]] = {
     "mappings": _abi.Mapping,
     "fragments": _abi.Fragment,
 }
+# What programs of the host bind and let go meanwhile: in web's block, in db's, and in nobody's.
+HOST_PORTS = [(protocol, port) for protocol in (6, 17) for port in (16392, 16393, 16396, 16399, 16400, 16407, 30000)]
 OWN_AFFAIR = {
     "expires_ns",
     "policy",
@@ -57,12 +59,14 @@ Tables = dict[tuple[int, ...], object]
 
 @dataclass(frozen=True)
 class Sent:
-    """One packet of a conversation: when (ns), by whom, and the number that chance gave the native build."""
+    """One packet of a conversation: when (ns), by whom, and the number that chance gave the native build. `host`
+    are the ports that the host has at that moment."""
 
     now: int
     sender: int
     frame: bytes
     chance: int = 0
+    host: frozenset[tuple[int, int]] = frozenset()
 
 
 class Disagreement(AssertionError):
@@ -153,6 +157,8 @@ class Trial:
 
     def send(self, sent: Sent) -> tuple[Sent, Outcome]:
         """Sends it through all, and returns it with the chance that was taken."""
+        if sent.host != self.router.host_ports:
+            self._host_binds(sent.host)
         on_object = None
         # The kernel's test run wants a whole IP header; a frame that has none can't change any table.
         if self.bench and len(sent.frame) >= 34:
@@ -170,6 +176,12 @@ class Trial:
         _same("the native build", seen, "the model", Outcome(said.verdict, said.frame, said.target))
         self.state = said.state
         return sent, seen
+
+    def _host_binds(self, ports: frozenset[tuple[int, int]]) -> None:
+        self.router = replace(self.router, host_ports=ports)
+        self.native.host_binds(ports)
+        if self.bench:
+            self.bench.host_binds(ports)
 
     def _as_it_chanced(self, sent: Sent, seen: Outcome) -> Sent:
         """Where the object chose an outside port, the native build is to find the same one first."""
@@ -230,7 +242,7 @@ def _report(rules: str, seed: int, sent: list[Sent], why: Disagreement) -> str:
 
 def _converse(rules: str, seed: int, native: Native, bench: Bench | None, ended: Counter[str]) -> None:
     """One conversation; counts how its packets ended."""
-    rng, now, sent = Random(seed), START, list[Sent]()
+    rng, now, sent, host = Random(seed), START, list[Sent](), frozenset[tuple[int, int]]()
     router, traffic = world.router(rules), Traffic(rng)
     trial = Trial(router, native, bench)
     try:
@@ -239,8 +251,10 @@ def _converse(rules: str, seed: int, native: Native, bench: Bench | None, ended:
             now += pause * SECOND + 10**6
             if bench and pause:
                 bench.fastpath.advance_clock(pause)
+            if rng.random() < 0.03:
+                host = frozenset(port for port in HOST_PORTS if rng.random() < 0.5)
             sender, frame = traffic.next()
-            sent.append(Sent(now, sender, frame, rng.randrange(world.BLOCK)))
+            sent.append(Sent(now, sender, frame, rng.randrange(world.BLOCK), host))
             sent[-1], seen = trial.send(sent[-1])
             ended[seen.verdict.name] += 1
             if seen.frame and seen.verdict.name == "TO_SORTER":

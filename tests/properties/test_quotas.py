@@ -432,6 +432,33 @@ def test_sweep_clears_what_is_dead_and_nothing_that_lives(bench: Bench) -> None:
     assert _outside(bench, 1002, "A")
 
 
+def test_a_port_whose_conversations_have_all_closed_is_free_when_they_are_dead(bench: Bench) -> None:
+    """Also when a sweep came first, which leaves nothing of them in the table to give the port back."""
+    bench.reset(_router())
+    for port in range(1000, 1000 + BLOCK):
+        outside = _establish_outside(bench, port)
+        assert _verdict(bench, LAN, tcp("lan", LAN_ADDRESS, 80, outside, "FA")) == "TO_DOMAIN"
+        assert _outside(bench, port, "FA") == outside
+    bench.fastpath.advance_clock(world.router(RULES).timers.tcp_closing + 1)
+    bench.fastpath.sweep(WEB)
+    assert (_sessions(bench, "sessions", WEB), _mapped(bench)) == ({}, set())
+    for port in range(2000, 2000 + BLOCK):
+        _establish_outside(bench, port)
+
+
+def test_a_port_stays_with_the_conversation_that_goes_on_when_others_through_it_close(bench: Bench) -> None:
+    bench.reset(_router())
+    outside = _establish_outside(bench, 1000)
+    other = tcp("web", "lan", 1000, 81), tcp("lan", LAN_ADDRESS, 81, outside, "SA"), tcp("web", "lan", 1000, 81, "R")
+    for sender, packet in zip((WEB, LAN, WEB), other, strict=True):
+        assert not _verdict(bench, sender, packet).startswith("DROP_")
+    bench.fastpath.advance_clock(world.router(RULES).timers.tcp_closing + 1)
+    bench.fastpath.sweep(WEB)
+    assert _mapped(bench) == {1000}
+    assert _outside(bench, 1000, "A") == outside
+    assert _verdict(bench, LAN, tcp("lan", LAN_ADDRESS, 80, outside, "A")) == "TO_DOMAIN"
+
+
 def test_sweep_counts_the_half_open_anew(bench: Bench) -> None:
     """Those that died of silence are no more; those that live still are."""
     bench.reset(_router())

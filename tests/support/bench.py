@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,20 @@ def _own_namespace() -> None:
         raise OSError(ctypes.get_errno(), "unshare")
 
 
+def _enter(namespace: int) -> None:
+    if _libc.setns(namespace, _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+def _bound(protocol: int, port: int) -> socket.socket:
+    """What a server of the host's has: a listening TCP or a bound UDP socket."""
+    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM if protocol == socket.IPPROTO_TCP else socket.SOCK_DGRAM)
+    made.bind(("", port))
+    if protocol == socket.IPPROTO_TCP:
+        made.listen()
+    return made
+
+
 class Bench:
     """The object with `tracing` on, its maps set to the test world."""
 
@@ -49,16 +64,20 @@ class Bench:
         self._thread = ThreadPoolExecutor(1, initializer=_own_namespace)
         self.fastpath = Fastpath.load(self._directory, {"tracing": 1})
         self._thread.submit(self._make_interfaces).result()
+        self._host = dict[tuple[int, int], socket.socket]()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.host_binds(frozenset())
         self.fastpath.close()
         self._thread.shutdown()
+        os.close(self._namespace)
         subprocess.run(["umount", str(self._directory)], check=True)
         self._directory.rmdir()
 
     def _make_interfaces(self) -> None:
         """PROG_RUN takes only interfaces that exist; the frames never leave them."""
+        self._namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         for name in (*world.SLOTS, "lan", "sorter"):
             subprocess.run(["ip", "link", "add", f"t-{name}", "type", "veth", "peer", "name", f"p-{name}"], check=True)
         # PACKET_HOST or not is told by the interface's own MAC.
@@ -92,8 +111,18 @@ class Bench:
         self._empty("fragments", int(Limit.ROW_LAN))
         for (protocol, port), (slot, inside) in router.forwards.items():
             fp.set_forward(Forward({6: "tcp", 17: "udp"}[protocol], port, slot, inside))
+        self.host_binds(router.host_ports)
         if fp.policy_digest() != router.policy.digest:  # type: ignore[attr-defined]
             fp.replace_policy(router.policy)  # type: ignore[arg-type]
+
+    def host_binds(self, ports: frozenset[tuple[int, int]]) -> None:
+        """From now on the host has sockets on these (protocol, port), and no others."""
+        for key in self._host.keys() - ports:
+            self._host.pop(key).close()
+        if missing := ports - self._host.keys():
+            # A thread of its own: the bench's may be the one that asks.
+            with ThreadPoolExecutor(1, initializer=_enter, initargs=(self._namespace,)) as thread:
+                self._host.update(thread.submit(lambda: {key: _bound(*key) for key in missing}).result())
 
     def _empty(self, name: str, place: int) -> None:
         """Empties an inner map where it is: to put another there, the kernel waits for all programs."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vfr.kernel import mounts
 from vfr.kernel.fastpath import Fastpath
 from vfr_lab import Lab
 
@@ -28,7 +29,7 @@ def stats(lab: Lab, who: str) -> dict[str, int]:
 @contextmanager
 def open_fastpath(lab: Lab) -> Iterator[Fastpath]:
     """The maps of the lab's host."""
-    pins = Path("/run/vfr/netns") / lab.netns("dom0") / "bpf"
+    pins = mounts.seen_from_here(Path("/run/vfr/netns") / lab.netns("dom0") / "bpf")
     fastpath = Fastpath.open(pins)
     assert fastpath is not None, f"there is no fastpath at {pins}"
     try:

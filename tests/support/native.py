@@ -159,6 +159,12 @@ class Native(Bench):
         variable = kind.in_dll(self.library, setting)
         self.library.native_set(ctypes.byref(variable), ctypes.c_size_t(ctypes.sizeof(kind)), ctypes.c_uint64(value))
 
+    def host_binds(self, ports: frozenset[tuple[int, int]]) -> None:
+        """From now on the host has sockets on these (protocol, port), and no others."""
+        self.library.native_host_is_silent()
+        for protocol, port in ports:
+            self.library.native_host_listens(ctypes.c_uint8(protocol), ctypes.c_uint16(port), ctypes.c_bool(True))
+
     def mark(self) -> None:
         """Ends a segment of the recording."""
         self.library.native_record_mark()

@@ -3,7 +3,9 @@
 Readings taken of the RFCs. Mapping is endpoint-independent (RFC 4787 REQ-1), filtering is address and
 port dependent (REQ-8). An outside port equal to the inside one is kept when it may be, else any free port
 of the domain's block is as good as another (`choose` says which); a TCP mapping all of whose sessions
-are closing gives its port up when no other is free, the oldest first. Inbound packets refresh too. A
+are closing gives its port up when no other is free, the oldest first, and lives no longer than they do. A
+port of the host's own is never taken, and what a mapping's port gets that is of none of its conversations is
+the host's. Inbound packets refresh too. A
 session's or mapping's life is what is left since its last packet, in whole seconds as the fastpath
 keeps them; a dead one is as good as none. A RST shortens a session's life, and traffic restores it.
 """
@@ -99,7 +101,8 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """All that the control plane has said. `forwards` is (protocol, outside port) -> (slot, inside port)."""
+    """All that the control plane has said. `forwards` is (protocol, outside port) -> (slot, inside port);
+    `host_ports` are the (protocol, port) that programs of the host have bound for themselves."""
 
     domains: Mapping[int, Domain]
     policy: Policy
@@ -113,6 +116,7 @@ class Router:
     limits: Limits = field(default_factory=Limits)
     timers: Timers = field(default_factory=Timers)
     sorter: bool = True
+    host_ports: frozenset[tuple[int, int]] = frozenset()
 
     def slot_of(self, address: int) -> int | None:
         return next((slot for slot, d in self.domains.items() if d.address == address), None)
@@ -639,14 +643,18 @@ class _Run:
             dport = word(frame, at + 4)
         held = self.holder(p.protocol, dport)
         if held is None:
-            ours = p.protocol != ICMP and dport in self.router.nat_ports
+            ours = dport in self.router.nat_ports and not self.is_hosts(p.protocol, dport)
             raise _End(V.DROP_UNSOLICITED if ours else V.NOT_OURS)
         p = self.packet = self.guard_ours(frame, p)
         try:
             return self.flow_from_lan(p, held)
         except _End as end:
-            # The host pings too, and its identifiers are its own choice.
-            raise _End(V.NOT_OURS) if end.verdict == V.DROP_UNSOLICITED and p.protocol == ICMP else end from None
+            hosts = end.verdict == V.DROP_UNSOLICITED and self.is_hosts(p.protocol, dport)
+            raise _End(V.NOT_OURS) if hosts else end from None
+
+    def is_hosts(self, protocol: int, port: int) -> bool:
+        """Whether the host waits for it. It pings too, and its identifiers are its own choice."""
+        return protocol == ICMP or (protocol, port) in self.router.host_ports
 
     def uplink_error(self, frame: bytes, outer: Packet) -> _Flow:
         p = None if outer.fragment & (MORE | OFFSET) else _quoted(frame, outer)
@@ -747,8 +755,8 @@ class _Run:
             return
         self.sessions[flow.key] = replace(session, expires=expires, state=state, peer_isn=isn)
         key, mapping = self.mapping_of(flow)
-        if mapping and mapping.expires < expires:
-            self.mappings[key] = replace(self.mappings[key], expires=expires)
+        if mapping and (mapping.expires < expires or (state in CLOSING and not mapping.open)):
+            self.mappings[key] = replace(mapping, expires=expires)
 
     def mapping_of(self, flow: _Flow) -> tuple[MappingKey, PortMapping | None]:
         key: MappingKey = (flow.key[0], flow.key[5], flow.key[4])
@@ -794,7 +802,10 @@ class _Run:
         held = {
             m.outside for (s, p, _), m in self.mappings.items() if (s, p) == (slot, protocol) and m.expires > self.now
         }
-        return [port for port in self.router.domains[slot].ports if port not in held]
+        return [p for p in self.router.domains[slot].ports if p not in held and self.may_take(protocol, p)]
+
+    def may_take(self, protocol: int, port: int) -> bool:
+        return (protocol, port) not in self.router.host_ports
 
     def map_port(self, flow: _Flow, expires: int) -> int:
         """The outside port for the flow's inside port."""
@@ -805,7 +816,7 @@ class _Run:
             return known.outside
         free = self.free_ports(slot, protocol)
         if not free and protocol == TCP and (freed := self.forget_oldest((slot, K.KIND_LAN), True)):
-            free = [int(freed)]
+            free = [port for port in (int(freed),) if self.may_take(protocol, port)]
         _end_if((not free, V.DROP_PORTS_FULL))
         port = inside if inside in free else self.choose(free)
         was = self.outside.get((protocol, port))

@@ -6,15 +6,16 @@ ports, and is itself domain 0's one interface, with eth0's MAC and addresses, as
 
 `_script` is the script, step by step and in its order, with xenbr0 where it said eth0, and Debian's iptables.
 It wipes whatever rules the tables filter and nat have; it had no way back, so `down` deletes both tables. Its ten
-forwards are hard coded, for domains there are and domains there are not.
+forwards are hard coded, for domains there are and domains there are not. The FTP helpers that its README asks for
+are left out: nothing here speaks FTP.
 
 `_router` is what Xen did to frames by the rules that its tools wrote for each domain, in the table bridge vfr.
 What a domain sends: IPv4 and ARP only. To domain 0 and to the wire, only with its own address for the source.
 To another domain with any, since that domain's inbound rule said `src=ANY` and no mask. Nothing with a link-local
-source goes on the wire, from domain 0 neither. What a domain gets: only what is for its own address, from
-anywhere. Xen stamped source MACs and gave all domains the card's own; a bridge needs them to find a port, so here
-each domain has one of its own and a frame with any other is dropped. Domains found each other's and the gateway's
-MAC by ARP, as here. When a domain died in Xen 1.2 its rules stayed behind; here they go with its interface.
+source goes on the wire, from domain 0 neither (IPv4 since January 2004, ARP since March). What a domain gets: only
+what is for its own address, from anywhere. Xen stamped source MACs and gave all domains the card's own; a bridge
+needs them to find a port, so here each domain has one of its own and a frame with any other is dropped. When a
+domain died in Xen 1.2 its rules stayed behind; here they go with its interface.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 BRIDGE = "xenbr0"
 ROUTER = "bridge vfr"
+# Linux 2.4 tracked connections from when the module was loaded. Today's stops while no rule asks for it, as between
+# the script's flush and its first rule; then NAT is off, and dom0 resets the guests' connections. So one rule asks.
+TRACKING = "ip tracking"
 
 
 class Xen1Backend(Backend):
@@ -43,6 +47,7 @@ class Xen1Backend(Backend):
     def up(self, lab: Lab) -> None:
         self.down(lab)
         self._take_the_wire(lab)
+        wiring.load(lab, TRACKING, "chain on {\n\t\tct state new\n\t}")
         self.reload(lab)
         for guest in lab.scenario.guests:
             self.attach(lab, guest)
@@ -50,7 +55,7 @@ class Xen1Backend(Backend):
     def down(self, lab: Lab) -> None:
         wiring.remove(lab, "dom0", map(wiring.vif, lab.scenario.guests))
         self._give_the_wire_back(lab)
-        wiring.unload(lab, "ip filter", "ip nat", ROUTER)
+        wiring.unload(lab, "ip filter", "ip nat", ROUTER, TRACKING)
         wiring.restore_sysctls(lab)
 
     def attach(self, lab: Lab, guest: Guest) -> None:
@@ -94,15 +99,21 @@ class Xen1Backend(Backend):
 
     @staticmethod
     def _script(lab: Lab) -> None:
-        def iptables(rule: str) -> None:
-            lab.exec("dom0", "iptables", "-t", *rule.split())
+        def iptables(rule: str) -> str:
+            return lab.exec("dom0", "iptables", "-t", *rule.split()).stdout
 
         lab.ip("dom0", "link", "set", BRIDGE, "up")
         # What `ifconfig eth0:xen 169.254.1.0 up` makes of it: a class B network.
         alias = (f"{GATEWAY}/16", "broadcast", "+", "label", f"{BRIDGE}:xen", "dev", BRIDGE)
         lab.ip("dom0", "address", "replace", *alias)
-        for flush in ("filter -F", "nat -F", "filter -X", "nat -X"):
-            iptables(flush)
+        for table in ("filter", "nat"):
+            iptables(f"{table} -F")
+        # A bare -X deletes the empty nat chains too in Debian's iptables, and NAT with them until the next rule;
+        # in that of Linux 2.4 it only took the chains that users had made.
+        for table in ("filter", "nat"):
+            for line in iptables(f"{table} -S").splitlines():
+                if line.startswith("-N "):
+                    iptables(f"{table} -X {line.split()[1]}")
         iptables("filter -P FORWARD DROP")
         through = f"filter -A FORWARD -i {BRIDGE} -o {BRIDGE}"
         iptables(f"{through} -s {NETWORK} -j ACCEPT")
