@@ -11,12 +11,14 @@ Packets are made and read here, with scapy; the node's own process (vfr_lab.agen
 from __future__ import annotations
 
 import json
+import os
+import signal
 import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -78,12 +80,12 @@ class Call:
     """A TCP connection from a node that stays open."""
 
     def __init__(self, node: Node, number: int, port: int, greeting: bytes) -> None:
-        self._node, self._number, self.port, self.greeting = node, number, port, greeting
+        self._node, self.number, self.port, self.greeting = node, number, port, greeting
 
     def echoes(self, data: bytes = b"still here") -> bool:
         """Whether what is said comes back."""
         try:
-            answer = self._node.ask("say", number=self._number, data=data.hex())
+            answer = self._node.ask("say", number=self.number, data=data.hex())
         except NodeError:
             return False
         return bytes.fromhex(answer) == data
@@ -267,12 +269,18 @@ class Node:
         self._journal(f"{self.name}$ {' '.join(argv)} &")
         command = self.lab.argv(self.name, ["timeout", "--foreground", "-k", "1", "60", *argv])
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
         try:
             yield process
         finally:
-            process.terminate()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)  # in a guest nsenter has forked: it alone is not enough
             process.communicate(timeout=5)
 
     def pings(self, address: str, *options: str) -> bool:
