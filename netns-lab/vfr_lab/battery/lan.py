@@ -32,7 +32,7 @@ def to_host(s: Stage, packet: Packet) -> Packet:
     return Ether(src=s.lan2.mac, dst=s.lan2.knows(s.outside)) / packet
 
 
-@attack("lan", tool="nmap", falls="xen1")
+@attack("lan", tool="nmap", falls=("bridge", "bridge-filtered"))
 def a_scan_behind_the_host(s: Stage) -> list[str]:
     """lan2 scans the guests by their own addresses.
 
@@ -169,7 +169,7 @@ def in_a_guests_name_to_the_host(s: Stage) -> list[str]:
     return [f"domain 0 hears {heard}" for heard in service.having(s.mark + b"db")]
 
 
-@attack("lan", tool="scapy", falls=("bridge", "bridge-filtered", "xen1"))
+@attack("lan", tool="scapy", falls=("bridge", "bridge-filtered"))
 def in_a_guests_name_to_a_forward(s: Stage) -> list[str]:
     """lan2 opens a connection to web's ssh in db's name.
 
@@ -186,7 +186,7 @@ def in_a_guests_name_to_a_forward(s: Stage) -> list[str]:
     return [f"web received: {f}" for f in syns if f.packet[IP].src == s.address("db")]
 
 
-@attack("lan", tool="arping", falls=("bridge", "bridge-filtered", "xen1"))
+@attack("lan", tool="arping", falls=("bridge", "bridge-filtered", "routed"))
 def the_range_asked_for_on_the_lan(s: Stage) -> list[str]:
     """lan2 asks the LAN who has the gateway and the guests.
 
@@ -198,7 +198,7 @@ def the_range_asked_for_on_the_lan(s: Stage) -> list[str]:
     return [f"the host answers for {address}" for address in found]
 
 
-@attack("lan", tool="scapy", falls=("bridge", "bridge-filtered", "xen1"))
+@attack("lan", tool="scapy", falls=("bridge", "bridge-filtered", "routed", "xen1"))
 def the_guests_own_services_of_the_host(s: Stage) -> list[str]:
     """lan2 reaches a service that domain 0 has for guests only.
 
