@@ -317,7 +317,7 @@ def the_places_at_the_hosts_sshd(s: Stage) -> list[str]:
     """
     key = s.lab.files / "host_db"
     s.dom0.run("mkdir", "-p", "/run/sshd")
-    options = "-oUsePAM=no -oPidFile=none -oStrictModes=no -oMaxStartups=10:30:100".split()
+    options = ["-oUsePAM=no", "-oPidFile=none", "-oStrictModes=no", "-oMaxStartups=10:30:100"]
     with s.dom0.running("/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null", "-p", "22", "-h", str(key), *options):
         wait_until(lambda: s.lan1.tcp(s.outside, SSH).startswith("SSH-"), "domain 0's sshd")
         s.control("lan1 is greeted by domain 0 before", s.lan1.tcp(s.outside, SSH).startswith("SSH-"))
