@@ -270,7 +270,7 @@ def the_memory_for_fragments_filled_from_the_lan(s: Stage) -> list[str]:
     return [f"{name}'s datagram in fragments is lost" for name in lost]
 
 
-@attack("lan", tool="scapy", falls=("bridge", "bridge-filtered", "routed", "xen1"), leaves=True)
+@attack("lan", tool="scapy", falls=("vfr", "bridge", "bridge-filtered", "routed", "xen1"), leaves=True)
 def a_long_answer_lost(s: Stage) -> list[str]:
     """lan2 sends the host beginnings of datagrams, and lan1's long answers to db are lost.
 
