@@ -9,7 +9,7 @@ CLANG    := clang-14
 PACKAGES := clang-14 llvm-14 libclang-rt-14-dev gcc make libc6-dev libbpf-dev bpftool nftables iproute2 python3 python3-venv \
             openssh-server openssh-client tcpdump iputils-ping iputils-arping procps ethtool util-linux \
             stun-client stun-server traceroute conntrack iptables vde2
-# What attackers use, for the attack battery (netns-lab/vfr_lab/battery).
+# What the attack battery attacks with; macof is dsniff's, nping comes with nmap.
 LAB_PACKAGES := dsniff hping3 nmap
 VM_PACKAGES := qemu-system-x86 busybox-static cpio kmod
 BPFFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter \
