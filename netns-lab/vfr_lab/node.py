@@ -11,11 +11,13 @@ Packets are made and read here, with scapy; the node's own process (vfr_lab.agen
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -249,12 +251,18 @@ class Node:
         self._journal(f"{self.name}$ {' '.join(argv)} &")
         command = self.lab.argv(self.name, ["timeout", "--foreground", "-k", "1", "60", *argv])
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
         try:
             yield process
         finally:
-            process.terminate()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)  # in a guest nsenter has forked: it alone is not enough
             process.communicate(timeout=5)
 
     def pings(self, address: str, *options: str) -> bool:
