@@ -8,7 +8,7 @@ CLANG    := clang-14
 # Of stun-server only the program is used: Debian starts none unless /etc/default/stun says so.
 PACKAGES := clang-14 llvm-14 libclang-rt-14-dev gcc make libc6-dev libbpf-dev bpftool nftables iproute2 python3 python3-venv \
             openssh-server openssh-client tcpdump iputils-ping iputils-arping procps ethtool util-linux \
-            stun-client stun-server traceroute
+            stun-client stun-server traceroute conntrack iptables vde2
 VM_PACKAGES := qemu-system-x86 busybox-static cpio kmod
 BPFFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter \
             -I/usr/include/$(shell uname -m)-linux-gnu

@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from vfr_lab.backends import Backend, missing, names
+from vfr_lab.backends import backend as backend_named
 from vfr_lab.lab import Lab, LabError
 from vfr_lab.prove import prove as prove_all
 from vfr_lab.scenario import SCENARIOS
@@ -26,15 +28,41 @@ Prefix = Annotated[str, typer.Option(help="What every namespace's name begins wi
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
+def _backend(name: str) -> Backend:
+    try:
+        return backend_named(name)
+    except LookupError as error:
+        raise LabError(str(error)) from None
+
+
 @app.command()
-def up(scenario: str = "xen", prefix: Prefix = "lab-") -> None:
-    """Bring a lab up, or leave it if it is."""
+def up(
+    scenario: Annotated[str, typer.Option(help="Default: xen, and judge with another backend than vfr.")] = "",
+    backend: Annotated[str, typer.Option(help="What wires the guests; see `vfr-lab backends`.")] = "vfr",
+    prefix: Prefix = "lab-",
+) -> None:
+    """Bring a lab up, or leave it if it is; with another backend, have that wire its guests."""
+    scenario = scenario or ("xen" if backend == "vfr" else "judge")
     if scenario not in SCENARIOS:
         raise LabError(f"there is no scenario {scenario!r}; there are: {', '.join(SCENARIOS)}")
-    lab = Lab(SCENARIOS[scenario], prefix)
-    already = lab.is_up()
+    lab = Lab(SCENARIOS[scenario], prefix, _backend(backend))
+    already = lab.is_up() and lab.wired_by == backend
     lab.up()
     print(f"the lab {scenario} is up{' already' if already else ''}: try `ip netns exec {prefix}lan1 bash`")
+
+
+@app.command()
+def backends(json_: Json = False) -> None:
+    """Show what can wire a lab's guests, and which programs it lacks here."""
+    known = [_backend(name) for name in names()]
+    shown = [{"name": b.name, "sentence": b.sentence, "judged": b.judged, "missing": missing(b)} for b in known]
+    if json_:
+        print(json.dumps(shown, indent=2))
+        return
+    table = Table("backend", "what it is", "judged", "missing here")
+    for one in known:
+        table.add_row(one.name, one.sentence, "yes" if one.judged else "no", ", ".join(missing(one)))
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
 
 
 @app.command()
@@ -51,7 +79,9 @@ def status(prefix: Prefix = "lab-", json_: Json = False) -> None:
     if json_:
         print(json.dumps(answer, indent=2))
     else:
-        print(f"scenario {answer['scenario']}: {'up' if answer['up'] else 'not up'}")
+        print(
+            f"scenario {answer['scenario']}: {'up' if answer['up'] else 'not up'}, wired by {answer['backend'] or '-'}"
+        )
         nodes: list[dict[str, object]] = answer["nodes"]  # type: ignore[assignment]
         for node in nodes:
             print(f"  {node['node']:8} {node['netns'] or '-':12} {node['pid'] or ''}")

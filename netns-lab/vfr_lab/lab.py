@@ -18,7 +18,8 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from vfr_lab.backends import Backend
+from vfr_lab.backends import Backend, missing
+from vfr_lab.backends import backend as backend_named
 from vfr_lab.backends.vfr import VfrBackend
 from vfr_lab.scenario import XEN, LanHost, Scenario
 
@@ -90,8 +91,13 @@ class Lab:
         return (self.files / "up").exists() and there and alive
 
     def up(self) -> None:
-        """Namespaces, links, services, then the backend. What an interrupted `up` left is cleared first."""
+        """Namespaces, links, services, then the backend. What an interrupted `up` left is cleared first.
+
+        A lab that is up stays as it is, but for its backend, if that is another one.
+        """
         if self.is_up():
+            if self.wired_by != self.backend.name:
+                self.rewire(self.backend)
             return
         self.down()
         self.files.mkdir(parents=True)
@@ -103,10 +109,35 @@ class Lab:
         for host in (*self.scenario.lan, self.scenario.inet):
             if host.serves:
                 self._start_service(host.name)
+        self._wire()
+
+    def _wire(self) -> None:
+        """Has the backend wire the guests, and waits for their services. Noted first, so that any `down` knows."""
+        if lacking := missing(self.backend):
+            raise LabError(f"the backend {self.backend.name} needs {', '.join(lacking)}: `make packages` installs it")
+        (self.files / "backend").write_text(self.backend.name)
         self.backend.up(self)
         for guest in self.scenario.guests:
             self._wait_for_port(guest.name, 22)
         (self.files / "up").touch()
+
+    def rewire(self, backend: Backend) -> None:
+        """Has another backend wire the same guests, whose machines and services run on.
+
+        What the host tracked of the last one's connections is forgotten: it says nothing about the next one.
+        If this fails the lab counts as not up; another `rewire` or a `down` clears what is there.
+        """
+        (self.files / "up").unlink(missing_ok=True)
+        self._backend_down()
+        self.exec("dom0", "conntrack", "-F")
+        self.backend = backend
+        self._wire()
+
+    @property
+    def wired_by(self) -> str | None:
+        """The name of the backend that wires the guests, or last tried to."""
+        note = self.files / "backend"
+        return note.read_text() if note.exists() else None
 
     def _make_nodes(self) -> None:
         for node in self.scenario.nodes:
@@ -185,21 +216,30 @@ class Lab:
             f"hostname {guest} && mount -t tmpfs run /run && mkdir /run/sshd && exec /usr/sbin/sshd -D -e -f '{config}'"
         )
         apart = ["unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        self._spawn(guest, ["ip", "netns", "exec", self.netns(guest), *apart, "sh", "-c", script])
+        self.spawn(guest, ["ip", "netns", "exec", self.netns(guest), *apart, "sh", "-c", script])
 
     def _start_service(self, host: str) -> None:
-        self._spawn(host, ["ip", "netns", "exec", self.netns(host), sys.executable, "-m", "vfr_lab.echo"])
+        self.spawn(host, ["ip", "netns", "exec", self.netns(host), sys.executable, "-m", "vfr_lab.echo"])
         self._wait_for_port(host, 7)
 
-    def _spawn(self, name: str, argv: list[str]) -> None:
-        """Starts a process that outlives this command, and notes it down."""
+    def spawn(self, name: str, argv: list[str]) -> None:
+        """Starts a process that outlives this command, and notes it down: `down` ends it, `end` before that."""
         with (self.files / f"{name}.log").open("w") as log:
             process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
             )
-        note = {**self._processes(), name: (process.pid, _started(process.pid))}
+        self._note({**self._processes(), name: (process.pid, _started(process.pid) or "")})
+
+    def end(self, *names: str) -> None:
+        """Ends processes that `spawn` started under these names. One that is not there is as good as ended."""
+        noted = self._processes()
+        for name in noted.keys() & names:
+            self._end(name, *noted.pop(name))
+            self._note(noted)
+
+    def _note(self, processes: dict[str, tuple[int, str]]) -> None:
         fresh = self.files / "processes.new"
-        fresh.write_text(json.dumps(note))
+        fresh.write_text(json.dumps(processes))
         fresh.rename(self.files / "processes")
 
     def _processes(self) -> dict[str, tuple[int, str]]:
@@ -242,7 +282,7 @@ class Lab:
             }
             for node in self.scenario.nodes
         ]
-        return {"up": self.is_up(), "scenario": self.scenario.name, "nodes": nodes}
+        return {"up": self.is_up(), "scenario": self.scenario.name, "backend": self.wired_by, "nodes": nodes}
 
     # Down
 
@@ -258,20 +298,26 @@ class Lab:
         for what, step in steps:
             try:
                 step()
-            except (LabError, OSError, subprocess.TimeoutExpired) as error:
+            except (LabError, LookupError, OSError, subprocess.TimeoutExpired) as error:
                 failures.append(f"{what}: {error}")
         if failures:
             raise LabError("; ".join(failures))
 
     def _backend_down(self) -> None:
+        """The backend that wired the guests takes it back, be it this lab's or one of an earlier command."""
         if (NETNS / self.netns("dom0")).exists():
-            self.backend.down(self)
+            wired_by = self.wired_by or self.backend.name
+            wired = self.backend if wired_by == self.backend.name else backend_named(wired_by)
+            wired.down(self)
 
     def _end_processes(self) -> None:
         for name, (pid, start) in self._processes().items():
-            if _started(pid) == start:
-                os.killpg(pid, signal.SIGTERM)
-                wait_until(partial(self._has_ended, pid, start), f"the end of {name}'s process")
+            self._end(name, pid, start)
+
+    def _end(self, name: str, pid: int, start: str) -> None:
+        if _started(pid) == start:
+            os.killpg(pid, signal.SIGTERM)
+            wait_until(partial(self._has_ended, pid, start), f"the end of {name}'s process")
 
     @staticmethod
     def _has_ended(pid: int, start: str) -> bool:

@@ -37,10 +37,14 @@ class Scenario:
     guests: tuple[Guest, ...]
 
     @property
+    def hosts(self) -> tuple[LanHost, ...]:
+        """All that are no guests."""
+        return (self.dom0, *self.lan, self.router, self.inet)
+
+    @property
     def nodes(self) -> tuple[str, ...]:
         """Every node's name, the switch included."""
-        hosts = (self.dom0, *self.lan, self.router, self.inet)
-        return ("switch", *(h.name for h in hosts), *(g.name for g in self.guests))
+        return ("switch", *(h.name for h in self.hosts), *(g.name for g in self.guests))
 
 
 #    web 169.254.1.2    db .3    ci .7    far .30    odd 198.18.0.77

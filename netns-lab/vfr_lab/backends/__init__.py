@@ -1,6 +1,7 @@
 """What isolates and connects a lab's guests: one class each, all of the same form, so that each is judged alike.
 
-A backend of your own is a class of this form, named in its package's metadata; `vfr-lab` then knows it by name:
+A backend of your own is a class of this form, named in its package's metadata; `vfr-lab` then knows it by name.
+One that is derived from `Backend` has its `judged` and `address` from there:
 
     [project.entry-points."vfr_lab.backends"]
     mine = "my_package.my_module:MyBackend"
@@ -8,6 +9,7 @@ A backend of your own is a class of this form, named in its package's metadata; 
 
 from __future__ import annotations
 
+import shutil
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,6 +33,7 @@ class Backend(Protocol):
     name: str
     sentence: str  # what it is, and who uses it so
     programs: tuple[str, ...]  # what must be installed
+    judged: bool = True  # whether it claims to isolate, so that attacks say something about it
 
     def up(self, lab: Lab) -> None:
         """Wires every guest of the scenario. Clears first what an interrupted `up` left."""
@@ -50,6 +53,17 @@ class Backend(Protocol):
     def vif(self, lab: Lab, guest: Guest) -> str:
         """The name of the guest's interface in dom0."""
 
+    def address(self, lab: Lab, frm: str, to: str) -> str:
+        """The address by which node `frm` speaks to node `to`: of a guest, the LAN knows dom0's address and a port."""
+        scenario = lab.scenario
+        guests = {g.name: g.address for g in scenario.guests}
+        inside = frm in guests or frm == scenario.dom0.name
+        if to in guests:
+            return guests[to] if inside else scenario.dom0.address
+        if to == scenario.dom0.name and frm in guests:
+            return GATEWAY
+        return next(host.address for host in scenario.hosts if host.name == to)
+
 
 def names() -> list[str]:
     """Every backend that is installed."""
@@ -62,3 +76,8 @@ def backend(name: str) -> Backend:
         made: Backend = entry.load()()
         return made
     raise LookupError(f"there is no backend {name!r}; there are: {', '.join(names())}")
+
+
+def missing(one: Backend) -> list[str]:
+    """Which of the backend's programs this machine has not."""
+    return [program for program in one.programs if shutil.which(program) is None]

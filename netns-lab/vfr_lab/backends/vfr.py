@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vfr_lab.backends import Backend
+
 if TYPE_CHECKING:
     from vfr_lab.lab import Lab
     from vfr_lab.scenario import Guest
 
 
-class VfrBackend:
+class VfrBackend(Backend):
     """`options` go to `vfr nat enable`."""
 
     name = "vfr"
