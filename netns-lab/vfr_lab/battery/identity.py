@@ -9,17 +9,20 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from scapy.contrib.lldp import LLDPDU, LLDPDUChassisID, LLDPDUEndOfLLDPDU, LLDPDUPortID, LLDPDUTimeToLive
+from scapy.layers.dhcp import BOOTP, DHCP
+from scapy.layers.dns import DNS, DNSRR
 from scapy.layers.eap import EAPOL
-from scapy.layers.inet import ICMP, IP, UDP, IPerror, UDPerror
-from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6NDOptDstLLAddr, IPv6
+from scapy.layers.inet import ICMP, IP, UDP, ICMPerror, IPerror
+from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_RA, ICMPv6NDOptDstLLAddr, IPv6
 from scapy.layers.l2 import ARP, LLC, SNAP, STP, Dot1AD, Dot1Q, Dot3, Ether
 from scapy.packet import Packet, Raw
 
 from vfr_lab.battery import attack
 from vfr_lab.battery.stage import ECHO, Stage
+from vfr_lab.lab import wait_until
 from vfr_lab.node import Node
 
 ALL = "ff:ff:ff:ff:ff:ff"
@@ -206,13 +209,14 @@ def source_addresses_that_cannot_be(s: Stage) -> list[str]:
 def redirect_in_the_gateways_name(s: Stage) -> list[str]:
     """web tells db, as the gateway, that the way to lan1 leads by web.
 
-    An ICMP redirect from the gateway's address that quotes a datagram of db's. db's route to lan1 must stay.
+    An ICMP redirect from the gateway's address that quotes an echo reply of db's. db's route to lan1 must stay.
     """
     db, lan1, web = s.address("db"), s.address("lan1"), s.address("web")
     s.control("db reaches lan1 before", s.db.tcp(lan1, ECHO))
-    quoted = IPerror(src=db, dst=lan1) / UDPerror(sport=4000, dport=9)
+    quoted = IPerror(src=db, dst=lan1) / ICMPerror(type=0)
     error = IP(src=s.gateway, dst=db) / ICMP(type=5, code=1, gw=web) / quoted / Raw(s.mark)
-    s.web.send(*(Ether(src=s.web.mac, dst=to) / error for to in (s.db.mac, s.gateway_mac())))
+    frames = [Ether(src=s.web.mac, dst=to) / error for to in (s.db.mac, s.gateway_mac())]
+    s.web.send(*frames, times=3, pace_s=0.1)  # at the first, db's kernel only asks where web is
     way = json.loads(s.lab.ip("db", "-j", "route", "get", lan1))[0]
     s.control("db has a way to lan1", "dev" in way)
     return [f"db's way to lan1 leads by {way['gateway']}"] if way.get("gateway") == web else []
@@ -244,8 +248,10 @@ def mac_flapping(s: Stage) -> list[str]:
         for number in range(20):
             s.web.send(frame)
             s.dom0.udp(db, 9, s.mark + bytes([number]), timeout=0.01)
+        s.db.tcp(s.address("lan1"), ECHO)
+        s.dom0.udp(db, 9, s.mark + HONEST)
     lost = [n for n in range(20) if not seen.having(s.mark + bytes([n]))]
-    s.control("db sees its own", seen.own)
+    s.control("once db has spoken, what dom0 says reaches it again", seen.having(s.mark + HONEST))
     return [f"{len(lost)} of 20 datagrams from dom0 never reached db"] if lost else []
 
 
@@ -368,13 +374,14 @@ def man_in_the_middle(s: Stage) -> list[str]:
     db, lan1 = s.address("db"), s.address("lan1")
     s.control("db reaches lan1 before", s.db.tcp(lan1, ECHO))
     # Killed, since at SIGTERM it takes five seconds to put the truth back.
-    arpspoof = ("timeout", "-s", "KILL", "3", "arpspoof", "-i", "eth0", "-t", db, s.gateway)
+    arpspoof = ("timeout", "--foreground", "-s", "KILL", "2", "arpspoof", "-i", "eth0", "-t", db, s.gateway)
     sysctl = ("sysctl", "-qw")
     assert s.web.ok(*sysctl, "net.ipv4.ip_forward=1")
     try:
-        with s.web.watch() as seen, s.web.running(*arpspoof):
+        with s.web.watch() as seen, s.web.running(*arpspoof) as tool:
             time.sleep(FADING_S)
             s.db.udp(lan1, ECHO, s.mark)
+            tool.wait(timeout=5)
     finally:
         assert s.web.ok(*sysctl, "net.ipv4.ip_forward=0")
     s.control("arpspoof looked for db or spoke to it", [f for f in seen.own if db in str(f)])
@@ -383,22 +390,24 @@ def man_in_the_middle(s: Stage) -> list[str]:
 
 @attack("identity", tool="ip", falls="bridge", leaves=True)
 def answers_for_all(s: Stage) -> list[str]:
-    """web answers every ARP request, and so takes the place of ci, which is down.
+    """web answers ARP requests for everybody, and so takes the place of ci, which is down.
 
-    web's kernel takes all of 169.254.0.0/16 for its own. ci's link is down; what dom0 says to ci's address may not
-    come to web, whose sshd would answer.
+    web's kernel takes most of the guests' network for its own addresses. ci's link is down; what dom0 says to
+    ci's address may not come to web, whose services would answer.
     """
-    ci = s.address("ci")
+    ci, claims = s.address("ci"), ("169.254.1.4/30", "169.254.1.8/29", "169.254.1.16/28")
     s.control("dom0 reaches ci before", s.dom0.pings(ci))
     s.lab.ip("ci", "link", "set", "eth0", "down")
-    s.lab.ip("web", "route", "add", "local", "169.254.0.0/16", "dev", "lo")
+    for claim in claims:
+        s.lab.ip("web", "route", "add", "local", claim, "dev", "lo")
     try:
         s.forget()
         with s.web.listen("udp", SERVICE) as heard:
             s.dom0.udp(ci, SERVICE, s.mark)
             s.dom0.udp(s.address("web"), SERVICE, s.mark + HONEST)
     finally:
-        s.lab.ip("web", "route", "del", "local", "169.254.0.0/16", "dev", "lo")
+        for claim in claims:
+            s.lab.ip("web", "route", "del", "local", claim, "dev", "lo")
         s.lab.ip("ci", "link", "set", "eth0", "up")
     s.control("web's service hears dom0", heard.having(s.mark + HONEST))
     return ["web's service heard what dom0 said to ci" for _, _, said in heard.said if said == s.mark]
@@ -459,12 +468,246 @@ def router_advertisement(s: Stage) -> list[str]:
     default = ("-6", "route", "show", "default")
     with _ipv6(s.web), _ipv6(s.db):
         s.control("db has no IPv6 router before", not s.lab.ip("db", *default))
-        with s.web.watch() as seen, s.dom0.watch(s.vif("web")) as cable:
+        with s.web.watch() as seen:
             s.web.run("timeout", "2", "atk6-fake_router26", "-n", "2", "-i", "1", "-A", "2001:db8:77::/64", "eth0")
         found = s.lab.ip("db", *default)
-        announced = [f for f in seen.own if f.packet.haslayer("ICMPv6ND_RA")]
+        announced = [f for f in seen.own if ICMPv6ND_RA in f.packet]
         s.control("the announcement left web", announced)
-        s.lab.ip("db", "-6", "route", "flush", "default") if found else None
+        if found:
+            s.lab.ip("db", "-6", "route", "flush", "default")
         s.dom0.send(announced[-1].raw, interface=s.vif("db"))
         s.control("db believes the same from its own cable", _soon(s, "db", *default))
     return [f"db's IPv6 goes by web: {found.strip()}"] if found else []
+
+
+# DHCP and names
+
+
+@attack("identity", tool="udhcpd, udhcpc", falls="bridge")
+def dhcp_server(s: Stage) -> list[str]:
+    """web serves addresses.
+
+    web runs a DHCP server (udhcpd) that names web as the router; db asks for an address with udhcpc. It must not get
+    one from web, or all it sends would go there. udhcpc only prints here what it got.
+    """
+    script = _file(s, "udhcpc.sh", '#!/bin/sh\n[ "$1" != bound ] || echo "bound to $ip, router $router"\n')
+    discover = BOOTP(chaddr=bytes.fromhex("020000000099"), xid=7) / DHCP(options=[("message-type", "discover"), "end"])
+    asked = Ether(src="02:00:00:00:00:99", dst=ALL) / IP(src="0.0.0.0", dst="255.255.255.255") / UDP(sport=68, dport=67)
+    with s.web.watch() as served, s.web.running("udhcpd", "-f", "-I", s.address("web"), _dhcp(s, s.address("web"))):
+        _until_served(s.web)
+        got = s.db.run("udhcpc", "-f", "-n", "-q", "-t", "2", "-T", "1", "-i", "eth0", "-s", script)
+        s.dom0.send(asked / discover, interface=s.vif("web"))
+        time.sleep(0.5)  # udhcpd first looks for 0.15 s whether the address is free
+    s.control("web's server answers whom it hears", [f for f in served.own if BOOTP in f.packet])
+    return [f"db is {line}" for line in got.splitlines() if "bound" in line]
+
+
+@attack("identity", tool="dhcpstarv", falls="bridge")
+def dhcp_client_of_many_names(s: Stage) -> list[str]:
+    """web takes all addresses of a DHCP server of the host's.
+
+    The host serves ten addresses to guests, as libvirt does. dhcpstarv asks for one after the other, for machines that
+    don't exist. web may get at most one, or guests that start later get none.
+    """
+    way = json.loads(s.lab.ip("dom0", "-j", "route", "get", s.address("web")))[0]["dev"]
+    with s.web.watch() as seen, s.dom0.running("udhcpd", "-f", "-I", s.gateway, _dhcp(s, s.gateway, way)):
+        _until_served(s.dom0)
+        s.web.run("timeout", "--foreground", "2.5", "dhcpstarv", "-v", "-i", "eth0")
+    s.control("web asked for addresses", [f for f in seen.own if BOOTP in f.packet])
+    given = {f.packet[BOOTP].yiaddr for f in seen.having(lambda p: BOOTP in p and p[BOOTP].op == 2)}
+    return [f"the host's DHCP server gave web {len(given)} addresses"] if len(given) > 1 else []
+
+
+def _file(s: Stage, name: str, text: str) -> str:
+    path = s.lab.files / name
+    path.write_text(text)
+    path.chmod(0o755)
+    return str(path)
+
+
+def _dhcp(s: Stage, router: str, interface: str = "eth0") -> str:
+    """A configuration of udhcpd with ten addresses, as a file."""
+    leases = _file(s, "udhcpd.leases", "")
+    text = f"start 169.254.1.40\nend 169.254.1.49\ninterface {interface}\nlease_file {leases}\n"
+    return _file(s, "udhcpd.conf", f"{text}pidfile {s.lab.files}/udhcpd.pid\noption router {router}\n")
+
+
+def _until_served(node: Node) -> None:
+    argv = ("ss", "-Hlun", "sport = :67")
+    wait_until(lambda: bool(node.lab.exec(node.name, *argv).stdout), f"the DHCP server in {node.name}")
+
+
+@attack("identity", tool="scapy", falls=("bridge", "bridge-filtered"))
+def announces_a_name(s: Stage) -> list[str]:
+    """web announces by multicast DNS that the file server is itself.
+
+    db listens to mDNS, as desktops and printers do. web's announcement must not get there: what db looks for by name
+    would be wherever web says.
+    """
+    group, answer = "224.0.0.251", DNSRR(rrname="files.local", rdata=s.address("web"), ttl=120)
+    said = bytes(DNS(qr=1, aa=1, an=answer)) + s.mark
+    packet = IP(src=s.address("web"), dst=group, ttl=255) / UDP(sport=5353, dport=5353) / Raw(said)
+    s.lab.ip("db", "address", "add", f"{group}/32", "dev", "eth0", "autojoin")
+    try:
+        with s.db.listen("udp", 5353) as heard:
+            s.web.send(*(Ether(src=s.web.mac, dst=to) / packet for to in ("01:00:5e:00:00:fb", s.gateway_mac())))
+            s.dom0.udp(s.address("db"), 5353, s.mark + HONEST)
+    finally:
+        s.lab.ip("db", "address", "del", f"{group}/32", "dev", "eth0")
+    s.control("db's service hears dom0", heard.having(s.mark + HONEST))
+    return [f"db heard {who} announce files.local" for who, _, said in heard.said if b"files" in said]
+
+
+# Frames in disguise
+
+
+@attack("identity", tool="scapy", falls="bridge")
+def vlan_tag(s: Stage) -> list[str]:
+    """web speaks to db in a VLAN.
+
+    The same datagram that a filter would drop, with an 802.1Q tag before it. db must not receive it.
+    """
+    return _reaches_db(s, *(Ether(src=s.web.mac, dst=to) / Dot1Q(vlan=7) / _own_ip(s) for to in (s.db.mac, ALL)))
+
+
+@attack("identity", tool="scapy", falls="bridge")
+def vlan_in_vlan(s: Stage) -> list[str]:
+    """web speaks to db in a VLAN within a VLAN.
+
+    A datagram under an 802.1ad and an 802.1Q tag, so that a filter that looks under one tag sees another. db must not
+    receive it.
+    """
+    return _reaches_db(s, Ether(src=s.web.mac, dst=s.db.mac) / Dot1AD(vlan=7) / Dot1Q(vlan=8) / _own_ip(s))
+
+
+@attack("identity", tool="scapy", falls="bridge")
+def vlan_by_another_number(s: Stage) -> list[str]:
+    """web speaks to db under a tag of an old switch's kind.
+
+    EtherType 0x9100, which some switches take for a VLAN tag and Linux for nothing it knows. db must not receive it.
+    """
+    return _reaches_db(s, Ether(src=s.web.mac, dst=s.db.mac, type=0x9100) / Raw(b"\0\x07\x08\0" + bytes(_own_ip(s))))
+
+
+@attack("identity", tool="scapy", falls="bridge")
+def priority_tag(s: Stage) -> list[str]:
+    """web speaks in db's name under a tag for VLAN 0.
+
+    Such a tag only gives a priority, and Linux reads the frame as if it had none: what a filter overlooks arrives all
+    the same. lan1 must not receive a datagram with db's source.
+    """
+    frame = Ether(src=s.web.mac, dst=s.gateway_mac())
+    with s.lan1.watch() as seen:
+        s.web.send(frame / _udp(s, s.address("web")) / HONEST)
+        s.web.send(frame / Dot1Q(vlan=0, prio=5) / _udp(s, s.address("db")) / b"another's")
+    s.control("an untagged datagram in web's own name arrives", seen.having(s.mark + HONEST))
+    return [f"lan1 received: {f}" for f in seen.having(s.mark + b"another's")]
+
+
+@attack("identity", tool="scapy", falls="bridge")
+def ip_in_snap(s: Stage) -> list[str]:
+    """web wraps a datagram to db as IEEE 802.2 has it.
+
+    A length where the EtherType is expected, then LLC and SNAP, then IP. db must not receive it.
+    """
+    inside = LLC(dsap=0xAA, ssap=0xAA, ctrl=3) / SNAP(OUI=0, code=0x0800) / _own_ip(s)
+    return _reaches_db(s, Dot3(src=s.web.mac, dst=s.db.mac) / inside)
+
+
+@attack("identity", tool="scapy", falls="bridge")
+def ipv6_called_ipv4(s: Stage) -> list[str]:
+    """web sends db IPv6 under IPv4's EtherType.
+
+    A filter that goes by the EtherType reads addresses where there are none. db must not receive it.
+    """
+    packet = IPv6(src="fe80::2", dst="ff02::1") / UDP(dport=SERVICE) / Raw(s.mark)
+    return _reaches_db(s, Ether(src=s.web.mac, dst=s.db.mac, type=0x0800) / Raw(bytes(packet)))
+
+
+@attack("identity", tool="scapy", falls="bridge")
+def ipv4_called_arp(s: Stage) -> list[str]:
+    """web sends db a datagram under ARP's EtherType.
+
+    Filters let ARP pass that they would not let pass as IP. db must not receive it.
+    """
+    return _reaches_db(s, Ether(src=s.web.mac, dst=s.db.mac, type=0x0806) / Raw(bytes(_own_ip(s))))
+
+
+@attack("identity", tool="scapy", falls=("bridge", "bridge-filtered"))
+def message_behind_arp(s: Stage) -> list[str]:
+    """web writes to db behind an honest ARP request.
+
+    Sender and question are right, and what follows is as long as a frame may be. db must not receive it: it is a way
+    from guest to guest that no filter for IP sees.
+    """
+    asks = ARP(op=1, hwsrc=s.web.mac, psrc=s.address("web"), pdst=s.address("db")) / Raw(s.mark * 8)
+    return _reaches_db(s, Ether(src=s.web.mac, dst=ALL) / asks)
+
+
+@attack("identity", tool="scapy", falls=("bridge", "bridge-filtered"))
+def message_behind_rarp(s: Stage) -> list[str]:
+    """web writes to db behind the announcement that a machine has moved.
+
+    QEMU announces a migrated machine by a RARP broadcast, which libvirt's filters let pass. db must not receive it.
+    """
+    moved = ARP(op=3, hwsrc=s.web.mac, hwdst=s.web.mac, psrc="0.0.0.0", pdst="0.0.0.0") / Raw(s.mark * 8)
+    return _reaches_db(s, Ether(src=s.web.mac, dst=ALL, type=0x8035) / moved)
+
+
+@attack("identity", tool="scapy", falls="bridge")
+def unknown_ethertypes(s: Stage) -> list[str]:
+    """web speaks to db in protocols that nobody knows.
+
+    EtherTypes for experiments, the one of VLANs of providers with too little in it, and 0xffff. None may reach db.
+    """
+    types = (0x88B5, 0x88B6, 0x88A8, 0x0835, 0xFFFF)
+    return _reaches_db(s, *(Ether(src=s.web.mac, dst=s.db.mac, type=t) / Raw(s.mark) for t in types))
+
+
+@attack("identity", tool="scapy", falls="bridge")
+def wake_on_lan(s: Stage) -> list[str]:
+    """web sends db the magic packet.
+
+    What wakes a machine, or one that only sleeps by mistake: six times 0xff, sixteen times its MAC. It must not arrive.
+    """
+    magic = b"\xff" * 6 + bytes.fromhex(s.db.mac.replace(":", "")) * 16 + s.mark
+    return _reaches_db(s, Ether(src=s.web.mac, dst=ALL, type=0x0842) / Raw(magic))
+
+
+@attack("identity", tool="scapy", falls="bridge")
+def switch_to_its_neighbours(s: Stage) -> list[str]:
+    """web speaks to db as only switches speak to their neighbours.
+
+    LLDP that says which port this is, and CDP: what inventories, and phones that look for their VLAN, believe.
+    Neither may reach db.
+    """
+    chassis = LLDPDUChassisID(subtype=7, id=s.mark) / LLDPDUPortID(subtype=7, id=b"port 1")
+    lldp = LLDPDU() / chassis / LLDPDUTimeToLive(ttl=120) / LLDPDUEndOfLLDPDU()
+    cdp = LLC(dsap=0xAA, ssap=0xAA, ctrl=3) / SNAP(OUI=0x00000C, code=0x2000) / Raw(b"\x02\xb4\0\0" + s.mark)
+    to_db = Ether(src=s.web.mac, dst=s.db.mac, type=0x88CC) / lldp
+    return _reaches_db(s, to_db, Dot3(src=s.web.mac, dst="01:00:0c:cc:cc:cc") / cdp)
+
+
+@attack("identity", tool="scapy", falls="bridge")
+def port_access_control(s: Stage) -> list[str]:
+    """web logs db off, as a switch with access control would.
+
+    An EAP failure over LAN (802.1X) to db's MAC; a supplicant there would give up its link. It must not arrive.
+    """
+    return _reaches_db(s, Ether(src=s.web.mac, dst=s.db.mac) / EAPOL(version=2, type=0) / Raw(b"\4\1\0\4" + s.mark))
+
+
+@attack("identity", tool="yersinia", falls="bridge", leaves=True)
+def root_of_the_spanning_tree(s: Stage) -> list[str]:
+    """web becomes the root of the switches' spanning tree.
+
+    yersinia sends BPDUs of the best priority there can be. No switch may tell db that web is the root: it could stop
+    and steer the traffic of all.
+    """
+    root = b"\0\0" + bytes.fromhex(s.web.mac.replace(":", ""))
+    name = f"0000.{s.web.mac.replace(':', '')}"
+    claim = ("yersinia", "stp", "-attack", "0", "-interface", "eth0", "-rootid", name, "-bridgeid", name)
+    with s.db.watch() as seen, s.web.watch() as web:
+        s.web.run("timeout", "2", *claim, "-source", s.web.mac)
+    s.control("the BPDU left web", [f for f in web.own if STP in f.packet and root in f.raw])
+    return [f"db was told that the root is web: {f}" for f in seen.having(lambda p: STP in p) if root in f.raw][:1]
