@@ -92,7 +92,7 @@ def _also(node: Node, address: str) -> Iterator[None]:
 
 
 @contextmanager
-def _ipv6(node: Node) -> Iterator[None]:
+def ipv6(node: Node) -> Iterator[None]:
     """IPv6 on a guest's eth0, as most systems have it by default; link-local at once."""
     conf = "net.ipv6.conf.eth0"
     assert node.ok("sysctl", "-qw", f"{conf}.accept_dad=0", f"{conf}.accept_ra=1", f"{conf}.disable_ipv6=0")
@@ -440,7 +440,7 @@ def neighbour_advertisement(s: Stage) -> list[str]:
     """
     near, mac = "fe80::77", "02:00:00:00:00:77"
     told = IPv6(src=near, dst="ff02::1", hlim=255) / ICMPv6ND_NA(tgt=near, R=0, S=0, O=1)
-    with _ipv6(s.db):
+    with ipv6(s.db):
         s.lab.ip("db", "neigh", "replace", near, "lladdr", mac, "nud", "stale", "dev", "eth0")
         s.web.send(Ether(src=s.web.mac, dst="33:33:00:00:00:01") / told / ICMPv6NDOptDstLLAddr(lladdr=s.web.mac))
         taken = s.web.mac in _soon(s, "db", "-6", "neigh", "show", near)
@@ -466,7 +466,7 @@ def router_advertisement(s: Stage) -> list[str]:
     default route by web, by which all its IPv6 traffic would go.
     """
     default = ("-6", "route", "show", "default")
-    with _ipv6(s.web), _ipv6(s.db):
+    with ipv6(s.web), ipv6(s.db):
         s.control("db has no IPv6 router before", not s.lab.ip("db", *default))
         with s.web.watch() as seen:
             s.web.run("timeout", "2", "atk6-fake_router26", "-n", "2", "-i", "1", "-A", "2001:db8:77::/64", "eth0")
@@ -483,7 +483,7 @@ def router_advertisement(s: Stage) -> list[str]:
 # DHCP and names
 
 
-@attack("identity", tool="udhcpd, udhcpc", falls="bridge")
+@attack("identity", tool="udhcpd, udhcpc", falls=("bridge", "bridge-filtered"))
 def dhcp_server(s: Stage) -> list[str]:
     """web serves addresses.
 
@@ -491,31 +491,37 @@ def dhcp_server(s: Stage) -> list[str]:
     one from web, or all it sends would go there. udhcpc only prints here what it got.
     """
     script = _file(s, "udhcpc.sh", '#!/bin/sh\n[ "$1" != bound ] || echo "bound to $ip, router $router"\n')
-    discover = BOOTP(chaddr=bytes.fromhex("020000000099"), xid=7) / DHCP(options=[("message-type", "discover"), "end"])
-    asked = Ether(src="02:00:00:00:00:99", dst=ALL) / IP(src="0.0.0.0", dst="255.255.255.255") / UDP(sport=68, dport=67)
-    with s.web.watch() as served, s.web.running("udhcpd", "-f", "-I", s.address("web"), _dhcp(s, s.address("web"))):
+    with s.web.watch() as served, s.web.running(*_udhcpd(s, s.address("web"))):
         _until_served(s.web)
         got = s.db.run("udhcpc", "-f", "-n", "-q", "-t", "2", "-T", "1", "-i", "eth0", "-s", script)
-        s.dom0.send(asked / discover, interface=s.vif("web"))
-        time.sleep(0.5)  # udhcpd first looks for 0.15 s whether the address is free
+        s.dom0.send(_discover(s.db.mac, 0x99), interface=s.vif("web"))
+        time.sleep(0.2)  # udhcpd first looks for a moment whether the address is free
     s.control("web's server answers whom it hears", [f for f in served.own if BOOTP in f.packet])
     return [f"db is {line}" for line in got.splitlines() if "bound" in line]
 
 
-@attack("identity", tool="dhcpstarv", falls="bridge")
+@attack("identity", tool="scapy, udhcpd", falls=("bridge", "bridge-filtered"))
 def dhcp_client_of_many_names(s: Stage) -> list[str]:
     """web takes all addresses of a DHCP server of the host's.
 
-    The host serves ten addresses to guests, as libvirt does. dhcpstarv asks for one after the other, for machines that
-    don't exist. web may get at most one, or guests that start later get none.
+    The host serves ten addresses to guests, as libvirt does. web asks for twelve machines that don't exist, in frames
+    from its own MAC. It may get at most one address, or guests that start later get none.
     """
     way = json.loads(s.lab.ip("dom0", "-j", "route", "get", s.address("web")))[0]["dev"]
-    with s.web.watch() as seen, s.dom0.running("udhcpd", "-f", "-I", s.gateway, _dhcp(s, s.gateway, way)):
+    with s.web.watch() as seen, s.dom0.running(*_udhcpd(s, s.gateway, way)):
         _until_served(s.dom0)
-        s.web.run("timeout", "--foreground", "2.5", "dhcpstarv", "-v", "-i", "eth0")
-    s.control("web asked for addresses", [f for f in seen.own if BOOTP in f.packet])
+        s.web.send(*(_discover(s.web.mac, n) for n in range(12)))
+        time.sleep(0.6)  # udhcpd first looks for a moment whether an address is free
+    s.control("web asked for addresses", len([f for f in seen.own if BOOTP in f.packet]) == 12)
     given = {f.packet[BOOTP].yiaddr for f in seen.having(lambda p: BOOTP in p and p[BOOTP].op == 2)}
     return [f"the host's DHCP server gave web {len(given)} addresses"] if len(given) > 1 else []
+
+
+def _discover(mac: str, number: int) -> Packet:
+    """A DHCP DISCOVER from this MAC, for a client of this number."""
+    client = bytes.fromhex(f"0200000000{number:02x}")
+    asks = BOOTP(chaddr=client, xid=number, flags=0x8000) / DHCP(options=[("message-type", "discover"), "end"])
+    return Ether(src=mac, dst=ALL) / IP(src="0.0.0.0", dst="255.255.255.255") / UDP(sport=68, dport=67) / asks
 
 
 def _file(s: Stage, name: str, text: str) -> str:
@@ -525,11 +531,12 @@ def _file(s: Stage, name: str, text: str) -> str:
     return str(path)
 
 
-def _dhcp(s: Stage, router: str, interface: str = "eth0") -> str:
-    """A configuration of udhcpd with ten addresses, as a file."""
+def _udhcpd(s: Stage, own: str, interface: str = "eth0") -> list[str]:
+    """The command line of a DHCP server with ten addresses, and itself for the router."""
     leases = _file(s, "udhcpd.leases", "")
     text = f"start 169.254.1.40\nend 169.254.1.49\ninterface {interface}\nlease_file {leases}\n"
-    return _file(s, "udhcpd.conf", f"{text}pidfile {s.lab.files}/udhcpd.pid\noption router {router}\n")
+    configuration = _file(s, "udhcpd.conf", f"{text}pidfile {s.lab.files}/udhcpd.pid\noption router {own}\n")
+    return ["udhcpd", "-f", "-a", "20", "-I", own, configuration]
 
 
 def _until_served(node: Node) -> None:
