@@ -9,6 +9,8 @@ CLANG    := clang-14
 PACKAGES := clang-14 llvm-14 libclang-rt-14-dev gcc make libc6-dev libbpf-dev bpftool nftables iproute2 python3 python3-venv \
             openssh-server openssh-client tcpdump iputils-ping iputils-arping procps ethtool util-linux \
             stun-client stun-server traceroute conntrack iptables vde2
+# What vfr_lab's attacks are mounted with. Debian starts neither udhcpd (/etc/default/udhcpd) nor yersinia.
+LAB_PACKAGES := dsniff thc-ipv6 udhcpc udhcpd yersinia
 VM_PACKAGES := qemu-system-x86 busybox-static cpio kmod
 BPFFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter \
             -I/usr/include/$(shell uname -m)-linux-gnu
@@ -21,7 +23,7 @@ all: build
 
 # apt is asked only when something is missing, so that every other run is quick and needs no network.
 packages:
-	@$(call install,$(PACKAGES))
+	@$(call install,$(PACKAGES) $(LAB_PACKAGES))
 
 # Without these tests/vm is skipped, by name, and the rest goes on.
 vm-packages:

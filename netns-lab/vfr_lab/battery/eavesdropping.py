@@ -95,7 +95,7 @@ def flooded_switch(s: Stage) -> list[str]:
     return _overheard(s, seen, s.mark) + flooded
 
 
-@attack("eavesdropping", tool="scapy", falls="bridge")
+@attack("eavesdropping", tool="scapy", falls=("bridge", "bridge-filtered"))
 def unknown_destination(s: Stage) -> list[str]:
     """web listens while db speaks to a machine that has gone.
 
@@ -105,7 +105,7 @@ def unknown_destination(s: Stage) -> list[str]:
     return _sent_by_db(s, "169.254.1.99", "02:00:00:00:00:99", SERVICE)
 
 
-@attack("eavesdropping", tool="ip, scapy", falls="bridge")
+@attack("eavesdropping", tool="ip", falls=("bridge", "bridge-filtered"))
 def gateway_by_an_old_mac(s: Stage) -> list[str]:
     """web listens while db speaks to lan1 by a MAC that the gateway no longer has.
 
@@ -231,7 +231,7 @@ def ipv6_of_another(s: Stage) -> list[str]:
     return _overheard(s, seen, lambda p: IPv6 in p and p.src == mac)
 
 
-@attack("eavesdropping", tool="arping", falls=("bridge", "bridge-filtered"))
+@attack("eavesdropping", tool="arping", falls=("bridge", "bridge-filtered", "xen1"))
 def who_is_there(s: Stage) -> list[str]:
     """web asks for db by ARP.
 
