@@ -216,10 +216,10 @@ def redirect_in_the_gateways_name(s: Stage) -> list[str]:
     quoted = IPerror(src=db, dst=lan1) / ICMPerror(type=0)
     error = IP(src=s.gateway, dst=db) / ICMP(type=5, code=1, gw=web) / quoted / Raw(s.mark)
     frames = [Ether(src=s.web.mac, dst=to) / error for to in (s.db.mac, s.gateway_mac())]
-    with s.db.watch() as seen, s.web.watch() as web:
+    with s.db.watch() as seen, s.web.watch() as mounted:
         s.web.send(*frames, times=3, pace_s=0.1)  # at the first, db's kernel only asks where web is
         s.dom0.udp(db, 9, s.mark + HONEST)
-    s.control("the redirects left web", sum(s.mark in f.raw for f in web.own) == 6)
+    s.control("the redirects left web", sum(s.mark in f.raw for f in mounted.own) == 6)
     s.control("db sees what dom0 says to it", seen.having(s.mark + HONEST))
     way = json.loads(s.lab.ip("db", "-j", "route", "get", lan1))[0]
     return [f"db's way to lan1 leads by {way['gateway']}"] if way.get("gateway") == web else []
@@ -717,7 +717,7 @@ def root_of_the_spanning_tree(s: Stage) -> list[str]:
     root = b"\0\0" + bytes.fromhex(s.web.mac.replace(":", ""))
     name = f"0000.{s.web.mac.replace(':', '')}"
     claim = ("yersinia", "stp", "-attack", "0", "-interface", "eth0", "-rootid", name, "-bridgeid", name)
-    with s.db.watch() as seen, s.web.watch() as web:
+    with s.db.watch(settle_s=1.3) as seen, s.web.watch() as web:  # a bridge speaks once a second at the most
         s.web.run("timeout", "2", *claim, "-source", s.web.mac)
     s.control("the BPDU left web", [f for f in web.own if STP in f.packet and root in f.raw])
     return [f"db was told that the root is web: {f}" for f in seen.having(lambda p: STP in p) if root in f.raw][:1]
