@@ -204,6 +204,10 @@ class Lab:
         """An `ip` command in a node; what it printed."""
         return run(["ip", "-n", self.netns(node), *arguments]).stdout
 
+    def ip_batch(self, node: str, *lines: str) -> None:
+        """Several `ip` commands in a node, a line each, by one process."""
+        run(["ip", "-n", self.netns(node), "-batch", "-"], text_in="\n".join(lines) + "\n")
+
     def _make_keys(self) -> None:
         names = ["client_key", *(f"host_{g.name}" for g in self.scenario.guests)]
         for name in names:

@@ -77,7 +77,7 @@ def ssh_after_a_stolen_address(s: Stage) -> list[str]:
     return _ssh(s, Ether(src=mac, dst=ALL) / ARP(op=2, hwsrc=mac, hwdst=mac, psrc=db, pdst=db))
 
 
-@attack("eavesdropping", tool="macof", falls="bridge", leaves=True)
+@attack("eavesdropping", tool="macof", falls="bridge")
 def flooded_switch(s: Stage) -> list[str]:
     """web floods the switch's table with macof.
 

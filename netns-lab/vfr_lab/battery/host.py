@@ -415,7 +415,7 @@ def _quoting(s: Stage, target: str) -> Packet:
     return IP(src=s.outside, dst=target) / ICMP(type=0, id=7) / Raw(b"quoted__")
 
 
-@attack("host", tool="scapy", falls=("bridge", "xen1"), leaves=True)
+@attack("host", tool="scapy", falls=("bridge", "xen1"))
 def path_mtu_of_the_host(s: Stage) -> list[str]:
     """web tells the host that its way to the LAN is narrow.
 
@@ -437,7 +437,7 @@ def path_mtu_of_the_host(s: Stage) -> list[str]:
     return [s.lab.ip("dom0", "route", "get", s.address("lan1"))] if narrow(s.address("lan1")) else []
 
 
-@attack("host", tool="scapy", falls="bridge", leaves=True)
+@attack("host", tool="scapy", falls="bridge")
 def redirect_for_the_host(s: Stage) -> list[str]:
     """web redirects the host's route.
 

@@ -391,7 +391,7 @@ def man_in_the_middle(s: Stage) -> list[str]:
     return [f"db's datagram to lan1 passed through web: {f}" for f in seen.having(s.mark)]
 
 
-@attack("identity", tool="ip", falls="bridge", leaves=True)
+@attack("identity", tool="ip", falls="bridge")
 def answers_for_all(s: Stage) -> list[str]:
     """web answers ARP requests for everybody, and so takes the place of ci, which is down.
 

@@ -123,7 +123,7 @@ def a_broadcast_of_the_lans(s: Stage) -> list[str]:
     return [f"{seen.node} received: {f}" for seen in (web, db, ci) for f in seen.having(s.mark)]
 
 
-@attack("lan", tool="scapy", falls="xen1", leaves=True)
+@attack("lan", tool="scapy", falls="xen1")
 def a_guests_address_claimed_on_the_lan(s: Stage) -> list[str]:
     """lan2 tells the host that db's address is on the LAN.
 
@@ -139,7 +139,7 @@ def a_guests_address_claimed_on_the_lan(s: Stage) -> list[str]:
     return [] if heard.having(s.mark) else ["db does not receive any more what domain 0 says to it"]
 
 
-@attack("lan", tool="scapy", falls="xen1", leaves=True)
+@attack("lan", tool="scapy", falls="xen1")
 def the_gateway_claimed_on_the_lan(s: Stage) -> list[str]:
     """lan2 tells web that it is the gateway.
 

@@ -47,14 +47,18 @@ def mount_all(
     captures: Path,
     on_start: Callable[[Attack, Backend], None] = lambda attack, backend: None,
 ) -> Iterator[Result]:
-    """Every attack against every backend, a backend after the other. What an attack broke is wired anew."""
+    """Every attack against every backend, a backend after the other, in this order.
+
+    After each, all kernels forget what they have learned. What that does not mend is wired anew: when the attack says
+    that it leaves something, when it broke off, and when the guests no longer do their everyday business.
+    """
     for backend in backends:
-        if stage.backend is not backend:
-            stage.wire(backend)
+        fit = stage.backend is backend
         for attack in attacks:
+            if not fit:
+                stage.wire(backend)
             on_start(attack, backend)
             result = mount(stage, attack, captures)
             yield result
             stage.forget()
-            if attack.leaves or result.outcome != "held" or not stage.is_healthy():
-                stage.wire(backend)
+            fit = not attack.leaves and result.outcome != "void" and stage.is_healthy()
