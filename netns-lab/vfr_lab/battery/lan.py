@@ -232,7 +232,7 @@ def the_host_as_a_strangers_router(s: Stage) -> list[str]:
     return [f"inet received by way of the host: {f}" for f in seen.having(s.mark + b"by the host")]
 
 
-@attack("lan", tool="scapy", falls="vfr")
+@attack("lan", tool="scapy", falls="routed-lax")
 def a_redirect_of_the_hosts_traffic(s: Stage) -> list[str]:
     """lan2 tells the host, in the router's name, that it is the way to inet.
 
@@ -286,7 +286,7 @@ def a_long_answer_lost(s: Stage) -> list[str]:
     return [] if answered else ["lan1's long answer to db is lost"]
 
 
-@attack("lan", tool="hping3", falls="vfr", leaves=True)
+@attack("lan", tool="hping3", falls="routed-lax", leaves=True)
 def a_flood_of_openings(s: Stage) -> list[str]:
     """lan2 floods db's forward with openings in others' names.
 
@@ -295,9 +295,9 @@ def a_flood_of_openings(s: Stage) -> list[str]:
     forward = s.guest("db").forward
     assert forward
     s.control("lan1 is greeted before", s.lan1.tcp(s.outside, forward).startswith("SSH-"))
-    with s.db.watch() as seen:
+    with s.switch.watch("br0") as wire:
         options = ("-S", "-q", "-i", "u20", "-c", "3000", "--rand-source", "-p", str(forward))
         s.lan2.run("timeout", "5", "hping3", *options, s.outside)
         greeted = [s.lan1.tcp(s.outside, forward, timeout=1).startswith("SSH-") for _ in range(3)]
-    s.control("many of the openings reach db", len(seen.frames) > 100)
+    s.control("many openings are on the LAN", len(wire.frames) > 1000)
     return [] if all(greeted) else [f"lan1 is greeted {sum(greeted)} of 3 times"]
