@@ -32,6 +32,10 @@ class LabError(Exception):
     """The lab cannot do that; the text says why."""
 
 
+class UsageError(LabError):
+    """What was asked for does not exist; the text says what does."""
+
+
 def run(
     argv: Sequence[str], *, text_in: str = "", check: bool = True, timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:

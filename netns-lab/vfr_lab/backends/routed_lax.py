@@ -26,7 +26,9 @@ class RoutedLaxBackend(RoutedBackend):
     """RoutedBackend, spoiled."""
 
     name = "routed-lax"
-    sentence = "routed, with redirects heeded and a limit of openings from a HOWTO: a strawman, to show that attacks bite"
+    sentence = (
+        "routed, with redirects heeded and a limit of openings from a HOWTO: a strawman, to show that attacks bite"
+    )
     judged = False
 
     def up(self, lab: Lab) -> None:

@@ -24,6 +24,7 @@ from vfr_lab.scenario import Guest
 
 ECHO = 7  # of lan1 and inet: says who asks
 SSH = 22
+CAPTURED, SNAP = 150, 512
 
 
 class VoidError(Exception):
@@ -152,16 +153,21 @@ class Stage:
         wait_until(self.is_healthy, f"{backend.name}'s coming up")
 
     def capture(self, file: Path) -> Path | None:
-        """Writes what was watched during this attack as a pcap file; None if nothing was."""
+        """Writes what was watched during this attack as a pcap file; None if nothing was.
+
+        Of a flood the first and last CAPTURED frames, and of each frame SNAP bytes.
+        """
         frames = sorted(
             ((f.at, f.raw) for n in self._nodes.values() for seen in n.collected for f in (*seen.frames, *seen.own)),
             key=lambda pair: pair[0],
         )
         if not frames:
             return None
-        records = b"".join(
-            struct.pack("<IIII", int(at), int(at % 1 * 10**9), len(raw), len(raw)) + raw for at, raw in frames[:2000]
+        kept = frames if len(frames) <= 2 * CAPTURED else frames[:CAPTURED] + frames[-CAPTURED:]
+        records = (
+            struct.pack("<IIII", int(at), int(at % 1 * 10**9), min(len(raw), SNAP), len(raw)) + raw[:SNAP]
+            for at, raw in kept
         )
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 1 << 18, 1) + records)
+        file.write_bytes(struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, SNAP, 1) + b"".join(records))
         return file
