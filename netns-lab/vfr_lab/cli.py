@@ -141,6 +141,7 @@ def attack(
     shuffle: Annotated[
         int | None, typer.Option(metavar="SEED", help="Mount them in an order drawn by this number.")
     ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="How many labs are at work at a time.")] = 2,
     prefix: Prefix = "judge-",
 ) -> None:
     """Mount the attacks against backends, and show who holds.
@@ -152,7 +153,7 @@ def attack(
 
     battery = command.chosen_attacks(only or [])
     files = {"html": html, "junit": junit, "json": json_, "markdown": markdown}
-    sys.exit(command.attack(backend or [], battery, prefix, {k: f for k, f in files.items() if f}, shuffle))
+    sys.exit(command.attack(backend or [], battery, prefix, {k: f for k, f in files.items() if f}, jobs, shuffle))
 
 
 def main() -> None:

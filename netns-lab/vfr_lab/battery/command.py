@@ -6,7 +6,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -17,8 +17,7 @@ from vfr_lab import backends as every
 from vfr_lab.backends import Backend
 from vfr_lab.battery import Attack, Result, attacks
 from vfr_lab.battery.report import RENDERERS, SIGNS, Report, key, matrix
-from vfr_lab.battery.run import mount_all
-from vfr_lab.battery.stage import Stage
+from vfr_lab.battery.run import Judge, Part
 from vfr_lab.lab import Lab, LabError, UsageError
 from vfr_lab.scenario import JUDGE
 
@@ -55,47 +54,63 @@ def _progress(total: int, console: Console) -> Iterator[Progress]:
         yield bar
 
 
-def _run(lab: Lab, chosen: Sequence[Backend], battery: Sequence[Attack], captures: Path) -> list[Result]:
+def _run(labs: Sequence[Lab], parts: Sequence[Part], captures: Path) -> list[Result]:
     """Every result; progress goes to standard error."""
     console, results = Console(stderr=True), list[Result]()
-    total = len(chosen) * len(battery)
-    with Stage(lab) as stage, _progress(total, console) as bar:
+    total = sum(len(part.attacks) for part in parts)
+    with _progress(total, console) as bar:
 
         def started(attack: Attack, backend: Backend) -> None:
             bar.update(bar.task_ids[0], description=f"{backend.name}: {attack.id}")
 
-        for result in mount_all(stage, chosen, battery, captures, started):
+        def ended(result: Result) -> None:
             results.append(result)
             bar.advance(bar.task_ids[0])
             if not console.is_terminal or result.outcome == "void":
                 why = f": {result.seen[0]}" if result.seen else ""
                 line = f"{len(results)}/{total} {SIGNS[result.outcome]} {result.backend} {result.attack} {result.outcome}{why}"
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+        Judge(labs, captures, ended, started).run(parts)
     return results
 
 
+@contextmanager
+def labs_up(chosen: Sequence[Backend], prefix: str) -> Iterator[list[Lab]]:
+    """A lab for each of the first backends, up; none of them is there afterwards."""
+    labs = [Lab(JUDGE, prefix=f"{prefix}{n}-", backend=b) for n, b in enumerate(chosen, 1)]
+    for lab in labs:
+        if lab.is_up():
+            raise LabError(f"there is a lab {lab.prefix} already; take it down, or choose another --prefix")
+    with ExitStack() as stack:
+        for lab in labs:
+            stack.callback(lab.down)
+            lab.up()
+        yield labs
+
+
 def attack(
-    named: Sequence[str], battery: Sequence[Attack], prefix: str, files: Mapping[str, Path], seed: int | None = None
+    named: Sequence[str],
+    battery: Sequence[Attack],
+    prefix: str,
+    files: Mapping[str, Path],
+    jobs: int,
+    seed: int | None = None,
 ) -> int:
     """Runs, shows and writes `files`, by the names of RENDERERS. The exit status.
 
-    With a seed the order of the attacks is drawn: what one leaves behind for the next shows when orders disagree.
+    `jobs` labs are at work at a time. With a seed the order of the attacks is drawn: what one leaves behind for the
+    next shows when orders disagree.
     """
     chosen = chosen_backends(named)
     for file in files.values():
         if not file.parent.is_dir():
             raise UsageError(f"{file}: there is no directory {file.parent}")
     order = list(battery) if seed is None else random.Random(seed).sample(battery, len(battery))
-    lab = Lab(JUDGE, prefix=prefix, backend=chosen[0])
-    if lab.is_up():
-        raise LabError(f"there is a lab {prefix} already; take it down, or choose another --prefix")
     with tempfile.TemporaryDirectory(prefix="vfr-lab-") as directory:
         captures = Path(directory)
-        try:
-            lab.up()
-            results = _run(lab, chosen, order, captures)
-        finally:
-            lab.down()
+        with labs_up(chosen[:jobs], prefix) as labs:
+            results = _run(labs, [Part(b, order) for b in chosen], captures)
         report = Report.of(chosen, battery, results, captures)
         for kind, file in files.items():
             file.write_text(RENDERERS[kind](report))

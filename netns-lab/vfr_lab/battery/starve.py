@@ -121,7 +121,7 @@ def the_memory_for_fragments(s: Stage) -> list[str]:
     return [f"{name}'s datagram in fragments is lost" for name in lost]
 
 
-@attack("starve", tool="scapy", falls="bridge")
+@attack("starve", tool="scapy", falls="bridge", alone=True)
 def the_hosts_neighbour_table(s: Stage) -> list[str]:
     """web asks for the gateway's MAC in 1,300 names.
 
