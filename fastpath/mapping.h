@@ -119,7 +119,7 @@ static __always_inline __be16 take_port(struct port_search *search, __u32 slot, 
 	if ((wish < search->count && claim_port(search, wish)) || scan_ports(search, SCAN))
 		return search->found;
 	if (search->protocol == IPPROTO_TCP)
-		freed = free_oldest_port(slot);
+		freed = free_oldest_port(slot, search->now);
 	if (freed && claim_port(search, bpf_ntohs(freed) - search->low))
 		return search->found;
 	return search->count > SCAN ? scan_ports(search, SCAN_MAX) : 0;
