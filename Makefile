@@ -9,7 +9,7 @@ CLANG    := clang-14
 PACKAGES := clang-14 llvm-14 libclang-rt-14-dev gcc make libc6-dev libbpf-dev bpftool nftables iproute2 python3 python3-venv \
             openssh-server openssh-client tcpdump iputils-ping iputils-arping procps ethtool util-linux \
             stun-client stun-server traceroute conntrack iptables vde2
-# What vfr_lab's attacks are mounted with; macof is dsniff's, nping comes with nmap. Debian starts neither udhcpd
+# What the attack battery attacks with; macof is dsniff's, nping comes with nmap. Debian starts neither udhcpd
 # (/etc/default/udhcpd) nor yersinia.
 LAB_PACKAGES := dsniff hping3 nmap thc-ipv6 udhcpc udhcpd yersinia
 VM_PACKAGES := qemu-system-x86 busybox-static cpio kmod

@@ -4,7 +4,8 @@
  *
  * Every quota belongs to one domain, so one that is used up costs nobody else. Tables that are full
  * are cleared of the dead once a second at the most; if that makes no room, the conversation that has
- * been closing longest is forgotten, in the order of @closing. Nothing that lives is ever touched.
+ * been over longest is forgotten, in the order of @closing. Nothing that lives is ever touched. Of those
+ * that the LAN has begun to open, and nobody has shown to be there, the oldest one makes room for the next.
  */
 #ifndef VFR_LIMIT_H
 #define VFR_LIMIT_H
@@ -153,11 +154,24 @@ static __always_inline bool take_away_mapping(__u32 slot, struct vfr_mapping_key
 }
 
 struct forgetting {
+	__u64 now;
 	__u32 slot, kind;
 	bool wants_port;
 	bool done;
 	__be16 port;                 /* the outside port that became free, if any */
 };
+
+/* Whether it may be forgotten, for all that was said since it entered the queue of its kind. */
+static __always_inline bool may_be_forgotten(const struct vfr_session *s, __u32 kind)
+{
+	return kind == VFR_KIND_ENTERING ? is_half_open(s->tcp_state) : is_over(s->tcp_state);
+}
+
+static __always_inline void *table_of(__u32 slot, __u32 kind)
+{
+	return kind == VFR_KIND_INBOUND || kind == VFR_KIND_ENTERING ? bpf_map_lookup_elem(&inbound, &slot)
+								     : bpf_map_lookup_elem(&sessions, &slot);
+}
 
 static long forget_one(__u32 i, struct forgetting *f)
 {
@@ -165,36 +179,39 @@ static long forget_one(__u32 i, struct forgetting *f)
 	struct vfr_closing oldest = {};
 	struct vfr_mapping_key mapping;
 	struct vfr_session *s;
+	bool dead;
 
 	if (!queue || bpf_map_pop_elem(queue, &oldest))
 		return 1;
-	table = f->kind == VFR_KIND_INBOUND ? bpf_map_lookup_elem(&inbound, &f->slot)
-					    : bpf_map_lookup_elem(&sessions, &f->slot);
+	table = table_of(f->slot, f->kind);
 	s = table ? bpf_map_lookup_elem(table, &oldest.key) : NULL;
-	/* It may have been forgotten, or begun anew, since it entered the queue. */
-	if (!s || !is_closing(s->tcp_state) || s->outside_port != oldest.outside_port)
+	if (!s || !may_be_forgotten(s, f->kind) || s->outside_port != oldest.outside_port)
 		return 0;
+	dead = s->expires_ns <= f->now;
 	bpf_map_delete_elem(table, &oldest.key);
 	f->done = true;
+	/* Its mapping is another conversation's, or as dead as it is. */
+	if (dead)
+		return !f->wants_port;
 	mapping = (struct vfr_mapping_key){ .inside_port = oldest.key.inside_port, .protocol = oldest.key.protocol };
 	if (f->kind == VFR_KIND_LAN && take_away_mapping(f->slot, &mapping, oldest.outside_port))
 		f->port = oldest.outside_port;
 	return !f->wants_port || f->port;
 }
 
-/* Forgets the conversation of a kind that has been closing longest. True if there was one. */
-__noinline int forget_oldest(__u32 slot, __u32 kind)
+/* Forgets the oldest conversation of a kind. True if there was one. */
+__noinline int forget_oldest(__u32 slot, __u32 kind, __u64 now)
 {
-	struct forgetting f = { .slot = slot, .kind = kind };
+	struct forgetting f = { .now = now, .slot = slot, .kind = kind };
 
 	bpf_loop(FORGET_TRIES, forget_one, &f, 0);
 	return f.done;
 }
 
 /* The same until an outside port has become free by it: the port, or 0. */
-__noinline int free_oldest_port(__u32 slot)
+__noinline int free_oldest_port(__u32 slot, __u64 now)
 {
-	struct forgetting f = { .slot = slot, .kind = VFR_KIND_LAN, .wants_port = true };
+	struct forgetting f = { .now = now, .slot = slot, .kind = VFR_KIND_LAN, .wants_port = true };
 
 	bpf_loop(FORGET_TRIES, forget_one, &f, 0);
 	return f.port;
@@ -221,6 +238,8 @@ __noinline enum vfr_verdict admit(__u32 slot, __u8 protocol, __u32 from_lan, __u
 	if (protocol != IPPROTO_TCP || *half_open < (__s32)owner->half_open)
 		return VFR_CONTINUE;
 	sweep_sometimes(slot, now);
+	if (from_lan && *half_open >= (__s32)owner->half_open && forget_oldest(slot, VFR_KIND_ENTERING, now))
+		__sync_fetch_and_add(half_open, -1);
 	return *half_open < (__s32)owner->half_open ? VFR_CONTINUE : VFR_DROP_HALF_OPEN_FULL;
 }
 

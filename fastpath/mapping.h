@@ -5,7 +5,7 @@
  * A mapping takes its outside port from the domain's own block, so no two domains ever meet. The port
  * is claimed in @outside by compare-and-swap first, then the mapping is entered, and the claim is given
  * up if that fails. A port that a program of the host has bound is passed over (host.h). A TCP mapping
- * whose sessions are all closing keeps its port for as long as nobody else needs it: late segments still
+ * whose sessions are all over keeps its port for as long as nobody else needs it: late segments still
  * arrive, and yet a block of ports does not limit how many conversations a second can be had.
  */
 #ifndef VFR_MAPPING_H
@@ -15,7 +15,7 @@
 #include "limit.h"
 
 #define EEXIST 17
-#define SCAN 256      /* ports that are looked at before one that is closing is taken */
+#define SCAN 256      /* ports that are looked at before one that is over is taken */
 #define SCAN_MAX 4096 /* and when there is none either */
 
 /* One search for a free outside port: what it is for, and what it found. */
@@ -109,7 +109,7 @@ static __always_inline __be16 scan_ports(struct port_search *search, __u32 most)
 }
 
 /* A free port of the block: the inside one if it may be, else the next from a random place on (RFC 4787
- * REQ-3, RFC 6056 3.3.1). If there is none near, the one that has been closing longest, and at last any.
+ * REQ-3, RFC 6056 3.3.1). If there is none near, the one that has been over longest, and at last any.
  * 0 if there is none. */
 static __always_inline __be16 take_port(struct port_search *search, __u32 slot, __be16 inside_port)
 {
@@ -119,7 +119,7 @@ static __always_inline __be16 take_port(struct port_search *search, __u32 slot, 
 	if ((wish < search->count && claim_port(search, wish)) || scan_ports(search, SCAN))
 		return search->found;
 	if (search->protocol == IPPROTO_TCP)
-		freed = free_oldest_port(slot);
+		freed = free_oldest_port(slot, search->now);
 	if (freed && claim_port(search, bpf_ntohs(freed) - search->low))
 		return search->found;
 	return search->count > SCAN ? scan_ports(search, SCAN_MAX) : 0;

@@ -80,7 +80,7 @@ struct {
 	__array(values, struct vfr_mapping_table);
 } mappings SEC(".maps");
 
-/* Closing conversations, oldest first: place slot * VFR_KINDS + kind. */
+/* What may be forgotten, oldest first: place slot * VFR_KINDS + kind. */
 struct vfr_closing_queue {
 	__uint(type, BPF_MAP_TYPE_QUEUE);
 	__uint(max_entries, 64);

@@ -17,6 +17,8 @@
 #include "parse.h"
 #include "witness.h"
 
+#define SEGMENTS_MAX 512 /* of one frame of a domain's */
+
 extern void *bpf_cast_to_kern_ctx(void *skb) __ksym __weak;
 
 /* Set by the loader: this kernel has bpf_cast_to_kern_ctx. */
@@ -37,10 +39,13 @@ static __always_inline bool may_be_partial(const struct vfr_pkt *p)
 	return !p->later && !p->error && (p->l4_proto == IPPROTO_TCP || p->l4_proto == IPPROTO_UDP);
 }
 
-/* Only a whole packet is ever cut into segments. */
+/* Whether the frame may be cut as it asks to be: only a whole packet is, and a domain's not into so many pieces
+ * that one frame of its would be a flood. Linux in earnest makes at most 64 KiB of segments of 200 bytes. */
 static __always_inline bool may_be_cut(const struct vfr_pkt *p)
 {
-	return may_be_partial(p) && !p->fragment;
+	__u32 load = p->skb->len - L4_OFFSET - p->l4_length;
+
+	return may_be_partial(p) && !p->fragment && (!p->from || load <= SEGMENTS_MAX * p->skb->gso_size);
 }
 
 /* The witness's word, which is good once. */

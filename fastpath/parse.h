@@ -23,6 +23,7 @@
 #define L4_OFFSET (sizeof(struct ethhdr) + sizeof(struct iphdr)) /* options never get this far */
 #define HEADERS_MAX (L4_OFFSET + sizeof(struct tcphdr))
 #define PACKET_HOST 0 /* skb->pkt_type, as <linux/if_packet.h> has it */
+#define PACKET_OTHERHOST 3
 #define ICMP_ERROR_MAX 1536 /* no ICMP error that makes sense is longer */
 
 /* RFC 826 and RFC 792. The kernel's own headers for these need a C library, which BPF has not. */
@@ -33,6 +34,7 @@ enum {
 
 	ICMP_ECHOREPLY = 0,
 	ICMP_DEST_UNREACH = 3,
+	ICMP_REDIRECT = 5,
 	ICMP_ECHO = 8,
 	ICMP_TIME_EXCEEDED = 11,
 	ICMP_PARAMETERPROB = 12,

@@ -15,23 +15,29 @@
 
 #define SECOND_NS 1000000000ULL
 
-/* What a state becomes, by who sent what. A SYN on a closing session never gets here: it is new. In
+/* What a state becomes, by who sent what. A SYN that begins anew never gets here (begins_anew). In
  * VFR_TCP_ANSWERED the opener's "other" is one that acknowledges the peer's SYN. */
 static const __u8 tcp_next[VFR_TCP_STATES][VFR_TCP_EVENTS] = {
-	/*                       opener SYN              FIN                 RST             other                    peer SYN                FIN                 RST             other */
-	[VFR_TCP_NONE]        = { VFR_TCP_OPENING,     VFR_TCP_NONE,       VFR_TCP_NONE,   VFR_TCP_NONE,        VFR_TCP_NONE,        VFR_TCP_NONE,       VFR_TCP_NONE,   VFR_TCP_NONE },
-	[VFR_TCP_OPENING]     = { VFR_TCP_OPENING,     VFR_TCP_OPENING,    VFR_TCP_CLOSED, VFR_TCP_OPENING,     VFR_TCP_ANSWERED,    VFR_TCP_OPENING,    VFR_TCP_CLOSED, VFR_TCP_OPENING },
-	[VFR_TCP_ANSWERED]    = { VFR_TCP_ANSWERED,    VFR_TCP_ANSWERED,   VFR_TCP_CLOSED, VFR_TCP_ESTABLISHED, VFR_TCP_ANSWERED,    VFR_TCP_ANSWERED,   VFR_TCP_CLOSED, VFR_TCP_ANSWERED },
-	[VFR_TCP_ESTABLISHED] = { VFR_TCP_ESTABLISHED, VFR_TCP_FIN_OPENER, VFR_TCP_RESET,  VFR_TCP_ESTABLISHED, VFR_TCP_ESTABLISHED, VFR_TCP_FIN_PEER,   VFR_TCP_RESET,  VFR_TCP_ESTABLISHED },
-	[VFR_TCP_FIN_OPENER]  = { VFR_TCP_FIN_OPENER,  VFR_TCP_FIN_OPENER, VFR_TCP_RESET,  VFR_TCP_FIN_OPENER,  VFR_TCP_FIN_OPENER,  VFR_TCP_CLOSED,     VFR_TCP_RESET,  VFR_TCP_FIN_OPENER },
-	[VFR_TCP_FIN_PEER]    = { VFR_TCP_FIN_PEER,    VFR_TCP_CLOSED,     VFR_TCP_RESET,  VFR_TCP_FIN_PEER,    VFR_TCP_FIN_PEER,    VFR_TCP_FIN_PEER,   VFR_TCP_RESET,  VFR_TCP_FIN_PEER },
-	[VFR_TCP_CLOSED]      = { VFR_TCP_CLOSED,      VFR_TCP_CLOSED,     VFR_TCP_CLOSED, VFR_TCP_CLOSED,      VFR_TCP_CLOSED,      VFR_TCP_CLOSED,     VFR_TCP_CLOSED, VFR_TCP_CLOSED },
-	[VFR_TCP_RESET]       = { VFR_TCP_RESET,       VFR_TCP_FIN_OPENER, VFR_TCP_RESET,  VFR_TCP_ESTABLISHED, VFR_TCP_ESTABLISHED, VFR_TCP_FIN_PEER,   VFR_TCP_RESET,  VFR_TCP_ESTABLISHED },
+	/*                       opener SYN              FIN                 RST             other                    peer SYN                FIN                 RST             other                    abort */
+	[VFR_TCP_NONE]        = { VFR_TCP_OPENING,     VFR_TCP_NONE,       VFR_TCP_NONE,   VFR_TCP_NONE,        VFR_TCP_NONE,        VFR_TCP_NONE,       VFR_TCP_NONE,   VFR_TCP_NONE,        VFR_TCP_NONE },
+	[VFR_TCP_OPENING]     = { VFR_TCP_OPENING,     VFR_TCP_OPENING,    VFR_TCP_CLOSED, VFR_TCP_OPENING,     VFR_TCP_ANSWERED,    VFR_TCP_OPENING,    VFR_TCP_CLOSED, VFR_TCP_OPENING,     VFR_TCP_CLOSED },
+	[VFR_TCP_ANSWERED]    = { VFR_TCP_ANSWERED,    VFR_TCP_ANSWERED,   VFR_TCP_CLOSED, VFR_TCP_ESTABLISHED, VFR_TCP_ANSWERED,    VFR_TCP_ANSWERED,   VFR_TCP_CLOSED, VFR_TCP_ANSWERED,    VFR_TCP_CLOSED },
+	[VFR_TCP_ESTABLISHED] = { VFR_TCP_ESTABLISHED, VFR_TCP_FIN_OPENER, VFR_TCP_RESET,  VFR_TCP_ESTABLISHED, VFR_TCP_ESTABLISHED, VFR_TCP_FIN_PEER,   VFR_TCP_RESET,  VFR_TCP_ESTABLISHED, VFR_TCP_CLOSED },
+	[VFR_TCP_FIN_OPENER]  = { VFR_TCP_FIN_OPENER,  VFR_TCP_FIN_OPENER, VFR_TCP_RESET,  VFR_TCP_FIN_OPENER,  VFR_TCP_FIN_OPENER,  VFR_TCP_CLOSED,     VFR_TCP_RESET,  VFR_TCP_FIN_OPENER,  VFR_TCP_CLOSED },
+	[VFR_TCP_FIN_PEER]    = { VFR_TCP_FIN_PEER,    VFR_TCP_CLOSED,     VFR_TCP_RESET,  VFR_TCP_FIN_PEER,    VFR_TCP_FIN_PEER,    VFR_TCP_FIN_PEER,   VFR_TCP_RESET,  VFR_TCP_FIN_PEER,    VFR_TCP_CLOSED },
+	[VFR_TCP_CLOSED]      = { VFR_TCP_CLOSED,      VFR_TCP_CLOSED,     VFR_TCP_CLOSED, VFR_TCP_CLOSED,      VFR_TCP_CLOSED,      VFR_TCP_CLOSED,     VFR_TCP_CLOSED, VFR_TCP_CLOSED,      VFR_TCP_CLOSED },
+	[VFR_TCP_RESET]       = { VFR_TCP_RESET,       VFR_TCP_FIN_OPENER, VFR_TCP_RESET,  VFR_TCP_ESTABLISHED, VFR_TCP_ESTABLISHED, VFR_TCP_FIN_PEER,   VFR_TCP_RESET,  VFR_TCP_ESTABLISHED, VFR_TCP_CLOSED },
 };
 
 static __always_inline bool is_closing(__u32 tcp_state)
 {
 	return tcp_state >= VFR_TCP_CLOSED;
+}
+
+/* Nobody will miss it: a conversation in any other state may still be somebody's. */
+static __always_inline bool is_over(__u32 tcp_state)
+{
+	return tcp_state == VFR_TCP_CLOSED;
 }
 
 static __always_inline bool is_half_open(__u32 tcp_state)
@@ -53,7 +59,7 @@ static __always_inline __u32 tcp_event(struct vfr_pkt *p, const struct vfr_sessi
 	__u32 side = p->reply ? VFR_TCP_PEER_SYN : VFR_TCP_OPENER_SYN;
 
 	if (p->tcp_flags & TCP_RST)
-		return side + 2;
+		return p->from ? VFR_TCP_ABORT : side + 2;
 	if (s->tcp_state == VFR_TCP_ANSWERED && !p->reply)
 		return acknowledges(p, s->peer_isn) ? VFR_TCP_OPENER_OTHER : VFR_TCP_OPENER_SYN;
 	if (p->tcp_flags & TCP_SYN)
@@ -63,12 +69,10 @@ static __always_inline __u32 tcp_event(struct vfr_pkt *p, const struct vfr_sessi
 
 static __always_inline __u32 tcp_step(__u32 state, __u32 event)
 {
-	/* The mask says nothing new to the reader; it is what the verifier can follow. It must also see the
-	 * check of the very register that is used: 6.1 forgets it for a copy on the stack. */
-	event &= VFR_TCP_EVENTS - 1;
+	/* The verifier must see the check of the very register that is used: 6.1 forgets it for a copy on the stack. */
 	barrier_var(event);
 	barrier_var(state);
-	return state < VFR_TCP_STATES ? tcp_next[state][event] : state;
+	return state < VFR_TCP_STATES && event < VFR_TCP_EVENTS ? tcp_next[state][event] : state;
 }
 
 /* How long the conversation may be silent from now on. */
@@ -96,6 +100,13 @@ static __always_inline bool is_opening(const struct vfr_pkt *p)
 	if (p->l4_proto == IPPROTO_TCP)
 		return (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
 	return p->l4_proto == IPPROTO_UDP || p->icmp_type == ICMP_ECHO;
+}
+
+/* Whether it begins its conversation anew, through policy, since the last one under this key is over. After a RST
+ * that may be forged it is not, or a SYN could be forged as well. */
+static __always_inline bool begins_anew(const struct vfr_pkt *p, const struct vfr_session *s)
+{
+	return is_opening(p) && is_over(s->tcp_state);
 }
 
 /* What becomes of a packet of no conversation that begins none. */
@@ -154,7 +165,7 @@ static __always_inline enum vfr_verdict session_as_opener(struct vfr_pkt *p)
 	struct vfr_session_key key = session_key(p, false);
 	struct vfr_session *s = find_live(&sessions, p->from_slot, &key, p->now);
 
-	if (!s || (is_closing(s->tcp_state) && is_opening(p)))
+	if (!s || begins_anew(p, s))
 		return VFR_CONTINUE;
 	p->session = s;
 	p->key = key;
@@ -299,7 +310,7 @@ static __always_inline enum vfr_verdict session_to_forward(struct vfr_pkt *p)
 	p->service = p->inside_port;
 	p->outside_port = p->dport;
 	s = find_live(&inbound, p->to_node, &key, p->now);
-	if (s && s->outside_port == p->dport && !(is_closing(s->tcp_state) && is_opening(p)))
+	if (s && s->outside_port == p->dport && !begins_anew(p, s))
 		p->session = s;
 	return p->session || is_opening(p) ? VFR_CONTINUE : orphan(p, VFR_DROP_NO_SESSION);
 }

@@ -30,13 +30,13 @@ __noinline int state_changed(__u32 slot, __u32 kind, const struct vfr_closing *e
 	own = *entry;
 	if (is_half_open(old) && !is_half_open(new))
 		__sync_fetch_and_add(kind == VFR_KIND_INBOUND ? &r->half_open_inbound : &r->half_open, -1);
-	if (is_closing(old) == is_closing(new))
+	if (is_over(old) == is_over(new))
 		return 0;
 	m = kind == VFR_KIND_LAN ? mapping_of(slot, &entry->key, entry->outside_port) : NULL;
 	if (m)
-		__sync_fetch_and_add(&m->open, is_closing(new) ? -1 : 1);
+		__sync_fetch_and_add(&m->open, is_over(new) ? -1 : 1);
 	queue = closing_queue(slot, kind);
-	if (is_closing(new) && queue)
+	if (is_over(new) && queue)
 		bpf_map_push_elem(queue, &own, BPF_EXIST);
 	return 0;
 }
@@ -61,13 +61,13 @@ static __always_inline __u32 next_state(struct vfr_pkt *p, struct vfr_session *s
 	return new;
 }
 
-/* A mapping lives as long as a conversation through it may. One whose conversations are all closing lives
+/* A mapping lives as long as a conversation through it may. One whose conversations are all over lives
  * no longer than the last of them to say something, whatever it was granted while they were open. */
 static __always_inline void keep_mapping(struct vfr_pkt *p, __u32 tcp_state, __u64 expires)
 {
 	struct vfr_mapping *m = kind_of(p) == VFR_KIND_LAN ? mapping_of(p->opener, &p->key, p->outside_port) : NULL;
 
-	if (m && (m->expires_ns < expires || (is_closing(tcp_state) && !m->open)))
+	if (m && (m->expires_ns < expires || (is_over(tcp_state) && !m->open)))
 		m->expires_ns = expires;
 }
 
@@ -108,7 +108,7 @@ __noinline enum vfr_verdict enter_session(__u32 slot, __u32 kind, const struct v
 		sweep_sometimes(slot, now);
 		err = bpf_map_update_elem(table, &own_key, &own, BPF_ANY);
 	}
-	if (err == -E2BIG && forget_oldest(slot, kind))
+	if (err == -E2BIG && forget_oldest(slot, kind, now))
 		err = bpf_map_update_elem(table, &own_key, &own, BPF_ANY);
 	if (err)
 		return err == -E2BIG ? VFR_DROP_SESSIONS_FULL : VFR_DROP_KERNEL;
@@ -130,11 +130,23 @@ static __always_inline enum vfr_verdict new_session(struct vfr_pkt *p)
 	return enter_session(owner_of(p), kind_of(p), &p->key, &s, p->now);
 }
 
+/* One more half-open conversation. What the LAN opens is noted in its order as well. */
+static __always_inline void note_opening(struct vfr_pkt *p)
+{
+	struct vfr_closing entry = { .key = p->key, .outside_port = p->outside_port };
+	struct vfr_runtime *r = runtime_of(owner_of(p));
+	void *queue = closing_queue(owner_of(p), VFR_KIND_ENTERING);
+
+	if (r)
+		__sync_fetch_and_add(p->inbound ? &r->half_open_inbound : &r->half_open, 1);
+	if (p->inbound && queue)
+		bpf_map_push_elem(queue, &entry, BPF_EXIST);
+}
+
 /* A conversation begins: within its quotas, with a port if it goes to the LAN, and all or nothing. */
 static __always_inline enum vfr_verdict begin(struct vfr_pkt *p)
 {
 	enum vfr_verdict verdict = admit(owner_of(p), p->l4_proto, p->inbound, p->now);
-	struct vfr_runtime *r;
 
 	if (verdict == VFR_CONTINUE && !p->inbound && !p->to)
 		verdict = map_port(p, p->now + idle_time(p, VFR_TCP_OPENING));
@@ -143,9 +155,8 @@ static __always_inline enum vfr_verdict begin(struct vfr_pkt *p)
 	verdict = new_session(p);
 	if (verdict != VFR_CONTINUE && kind_of(p) == VFR_KIND_LAN)
 		unmap_port(p->from_slot, &p->key, p->outside_port, p->new_mapping);
-	r = runtime_of(owner_of(p));
-	if (verdict == VFR_CONTINUE && r && p->l4_proto == IPPROTO_TCP)
-		__sync_fetch_and_add(p->inbound ? &r->half_open_inbound : &r->half_open, 1);
+	if (verdict == VFR_CONTINUE && p->l4_proto == IPPROTO_TCP)
+		note_opening(p);
 	return verdict;
 }
 

@@ -173,12 +173,24 @@ static __always_inline enum vfr_verdict uplink_later(struct vfr_pkt *p, struct v
 	return verdict == VFR_DROP_FRAGMENTS_FULL || verdict == VFR_DROP_NO_SORTER ? VFR_NOT_OURS : verdict;
 }
 
+/* A redirect would bend the way of what domains send: the host is their router while NAT is on, and routers do not
+ * listen to redirects (RFC 1812 5.2.7.2). A host that does not forward would. */
+static __always_inline bool is_redirect(struct vfr_pkt *p)
+{
+	__u8 type;
+
+	return p->l4_proto == IPPROTO_ICMP && !p->later &&
+	       !bpf_skb_load_bytes(p->skb, L3_OFFSET + p->ihl * 4, &type, sizeof(type)) && type == ICMP_REDIRECT;
+}
+
 static __always_inline enum vfr_verdict uplink_packet(struct vfr_pkt *p)
 {
 	struct vfr_fragment *note;
 
 	if (in_pool(p->config, p->src) || in_pool(p->config, p->dst))
 		return VFR_DROP_MARTIAN;
+	if (is_redirect(p))
+		return VFR_DROP_ICMP_TYPE;
 	if (!p->config->outside_address || p->dst != p->config->outside_address)
 		return VFR_NOT_OURS;
 	if (p->l4_proto != IPPROTO_TCP && p->l4_proto != IPPROTO_UDP && p->l4_proto != IPPROTO_ICMP)
@@ -199,9 +211,12 @@ static __always_inline enum vfr_verdict uplink(struct vfr_pkt *p)
 		return VFR_NOT_OURS;
 	if (p->l3_proto == bpf_htons(ETH_P_ARP))
 		return uplink_arp(p);
-	if (p->l3_proto != bpf_htons(ETH_P_IP) || (p->skb->pkt_type != PACKET_HOST && !p->hairpin))
+	if (p->l3_proto != bpf_htons(ETH_P_IP) || parse_ip(p) != VFR_CONTINUE)
 		return VFR_NOT_OURS;
-	return parse_ip(p) == VFR_CONTINUE ? uplink_packet(p) : VFR_NOT_OURS;
+	if (p->skb->pkt_type == PACKET_HOST || p->hairpin)
+		return uplink_packet(p);
+	/* The host's stack would believe one by link-layer broadcast, too. */
+	return p->skb->pkt_type != PACKET_OTHERHOST && is_redirect(p) ? VFR_DROP_ICMP_TYPE : VFR_NOT_OURS;
 }
 
 #endif

@@ -55,11 +55,11 @@ enum vfr_verdict {
 	VFR_DROP_FRAGMENTS_FULL, /* the quota of datagrams in fragments is used up */
 	VFR_DROP_TTL,            /* the TTL ends here; answered with time exceeded */
 	VFR_DROP_L4_HEADER,      /* a TCP, UDP or ICMP header that contradicts the packet's length */
-	VFR_DROP_OFFLOAD,        /* asks for a checksum where none belongs, or for a fragment to be cut */
+	VFR_DROP_OFFLOAD,        /* asks for a checksum where none belongs, or to be cut where or as it must not be */
 	VFR_DROP_PROTOCOL,       /* an IP protocol other than TCP, UDP, ICMP */
 	VFR_DROP_ICMP_CHECKSUM,  /* an ICMP error whose checksum, or whose quoted header's, is wrong */
 	VFR_DROP_ICMP_ERROR,     /* an ICMP error about no living conversation of its sender's */
-	VFR_DROP_ICMP_TYPE,      /* ICMP that is neither echo nor an error to be passed on */
+	VFR_DROP_ICMP_TYPE,      /* ICMP that is neither echo nor an error to be passed on, redirects above all */
 
 	VFR_DROP_NO_SESSION,     /* not the start of a conversation, and no conversation is known */
 	VFR_DROP_UNSOLICITED,    /* from the LAN to a port of ours, from somebody never spoken to */
@@ -128,8 +128,8 @@ enum vfr_space {
 /*
  * TCP as a router in the middle can know it (RFC 6146 3.5.2, RFC 7857 2). "Opener" sent the first
  * SYN, "peer" is the other end. The transitions are a table, @tcp_next in session.h. A conversation
- * is closing in the last two states: it still passes what belongs to it, but when room is needed the
- * one that has been closing longest is forgotten first.
+ * is closing in the last two states: it still passes what belongs to it, for a shorter time. When room is needed,
+ * the one that has been over longest is forgotten first; a reset that may be forged does not make it so.
  */
 enum vfr_tcp_state {
 	VFR_TCP_NONE,                 /* not TCP */
@@ -139,9 +139,10 @@ enum vfr_tcp_state {
 	VFR_TCP_ESTABLISHED,          /* left by a FIN or a RST */
 	VFR_TCP_FIN_OPENER,           /* the opener is done sending; left by the peer's FIN or a RST */
 	VFR_TCP_FIN_PEER,             /* the peer is done sending; left by the opener's FIN or a RST */
-	VFR_TCP_CLOSED,               /* both FINs, or refused; left by time, or a new SYN (then all anew) */
-	VFR_TCP_RESET,                /* a RST, perhaps a forged one: left by time, or by traffic, which
-	                                 restores it, or by a new SYN (then all anew) */
+	VFR_TCP_CLOSED,               /* over: both FINs, refused, or a domain's own RST; left by time, or a new
+	                                 SYN (then all anew) */
+	VFR_TCP_RESET,                /* a RST from the LAN, where anybody may have sent it: left by time, or by
+	                                 traffic, which restores it */
 	VFR_TCP_STATES,
 };
 
@@ -154,6 +155,7 @@ enum vfr_tcp_event {
 	VFR_TCP_PEER_FIN,
 	VFR_TCP_PEER_RST,
 	VFR_TCP_PEER_OTHER,
+	VFR_TCP_ABORT,                /* a RST of a domain's: nobody else speaks in its name */
 	VFR_TCP_EVENTS,
 };
 
@@ -273,11 +275,13 @@ struct vfr_ports_key {
 };
 _Static_assert(sizeof(struct vfr_ports_key) == 12, "vfr_ports_key");
 
-/* @closing: the conversations that a domain may forget first, oldest first, in a queue a kind. */
+/* @closing: the conversations that a domain may forget first, oldest first, in a queue a kind: those that are
+ * over, and those from the LAN that have not begun. */
 enum vfr_kind {
 	VFR_KIND_LAN,                 /* in @sessions, and it holds an outside port */
 	VFR_KIND_NEAR,                /* in @sessions, with another domain */
 	VFR_KIND_INBOUND,             /* in @inbound */
+	VFR_KIND_ENTERING,            /* in @inbound, and half open: whoever sent that SYN need not exist */
 	VFR_KINDS,
 };
 

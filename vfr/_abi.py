@@ -25,7 +25,8 @@ class Kind(enum.IntEnum):
     KIND_LAN = 0
     KIND_NEAR = 1
     KIND_INBOUND = 2
-    KINDS = 3
+    KIND_ENTERING = 3
+    KINDS = 4
 
 
 class Limit(enum.IntEnum):
@@ -66,7 +67,8 @@ class TcpEvent(enum.IntEnum):
     TCP_PEER_FIN = 5
     TCP_PEER_RST = 6
     TCP_PEER_OTHER = 7
-    TCP_EVENTS = 8
+    TCP_ABORT = 8
+    TCP_EVENTS = 9
 
 
 class TcpState(enum.IntEnum):
@@ -418,7 +420,7 @@ MAPS = {
     "vifs": MapSpec(1, 4, 4, 8192, 0),
     "domains": MapSpec(2, 4, 56, 4096, 0),
     "addresses": MapSpec(1, 4, 4, 8192, 0),
-    "closing": MapSpec(12, 4, 4, 12288, 0, inner=MapSpec(22, 0, 16, 64, 0)),
+    "closing": MapSpec(12, 4, 4, 16384, 0, inner=MapSpec(22, 0, 16, 64, 0)),
     "identifications": MapSpec(2, 4, 4, 1024, 0),
     "outside": MapSpec(2, 4, 8, 196608, 0),
     "runtime": MapSpec(2, 4, 56, 4098, 0),

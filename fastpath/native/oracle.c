@@ -176,18 +176,22 @@ static void check_unchanged(__u32 slot, int which, const struct table *before, c
 	native_check(before->count == after->count, "slot %u's %s grew", slot, table_names[which]);
 }
 
-static bool is_closing(const struct row *row)
+/* What is over may be forgotten to make room, and what the LAN has only begun to open. */
+static bool is_over(int which, const struct row *row)
 {
-	return ((const struct vfr_session *)row->value)->tcp_state >= VFR_TCP_CLOSED;
+	__u32 state = ((const struct vfr_session *)row->value)->tcp_state;
+
+	return state == VFR_TCP_CLOSED ||
+	       (which == INBOUND && (state == VFR_TCP_OPENING || state == VFR_TCP_ANSWERED));
 }
 
-/* Only what is closing may be forgotten to make room, and a mapping that nothing but that used. */
+/* And a mapping that nothing but that used. Nothing else. */
 static bool may_be_forgotten(int which, const struct row *row)
 {
 	if (which == MAPPINGS)
 		return ((const struct vfr_mapping *)row->value)->open <= 0 &&
 		       ((const struct vfr_mapping_key *)row->key)->protocol == IPPROTO_TCP;
-	return which != FRAGMENTS && is_closing(row);
+	return which != FRAGMENTS && is_over(which, row);
 }
 
 /* What lives stays: full means no new ones. */

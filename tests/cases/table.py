@@ -567,11 +567,17 @@ ERRORS = (
         before=(("web", SYN),),
     ),
     Case(
-        "a redirect about one of our packets is the host's affair",
+        "a redirect about one of our packets would bend their way",
         "lan",
         ip("lan", LAN_ADDRESS) / ICMP(type=5) / Raw(bytes(OUT_SYN)[14:42]),
-        V.NOT_OURS,
+        V.DROP_ICMP_TYPE,
         before=(("web", SYN),),
+    ),
+    Case(
+        "and so would one about the host's own, to the same remote",
+        "lan",
+        ip("lan", LAN_ADDRESS) / ICMP(type=5) / Raw(bytes(IP(src=LAN_ADDRESS, dst="198.51.100.9") / ICMP())),
+        V.DROP_ICMP_TYPE,
     ),
 )
 

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.inv(7)
 RULES = "allow any -> lan\nallow lan -> any tcp 22\nallow dom0 -> any\nallow web -> db\n"
 WEB, DB = world.SLOTS["web"], world.SLOTS["db"]
 HALF_OPEN, QUOTA, BLOCK = world.LIMITS.half_open, world.QUOTA, world.BLOCK
+QUOTA_PORTS = range(5000, 5000 + QUOTA)
 PEER_ISN = 1000  # what support.frames says in every SYN
 SECOND = 10**9
 
@@ -95,30 +96,36 @@ def _establish_outside(bench: Bench, port: int) -> int:
 # Half-open conversations
 
 
-@pytest.mark.parametrize(
-    ("steps", "refused", "table", "slot"),
-    [(_near, "DROP_HALF_OPEN_FULL", "sessions", WEB), (_forwarded, "DROP_HALF_OPEN_FULL", "inbound", WEB)],
-    ids=["its own", "the LAN's with it"],
-)
-def test_half_open_ones_have_a_quota_and_an_answer_gives_the_place_back(
-    bench: Bench, steps: Callable[[int], tuple[Step, Step, Step]], refused: str, table: str, slot: int
-) -> None:
+def test_half_open_ones_have_a_quota_and_an_answer_gives_the_place_back(bench: Bench) -> None:
     bench.reset(_router())
     for port in range(HALF_OPEN):
-        _establish(bench, steps(1000 + port)[:1])
-    assert _verdict(bench, *steps(2000)[0]) == refused
-    assert len(_sessions(bench, table, slot)) == HALF_OPEN, "a refused one left something"
-    _establish(bench, steps(1000))
-    _establish(bench, steps(2000)[:1])
-    assert _verdict(bench, *steps(2001)[0]) == refused
+        _establish(bench, _near(1000 + port)[:1])
+    assert _verdict(bench, *_near(2000)[0]) == "DROP_HALF_OPEN_FULL"
+    assert len(_sessions(bench, "sessions", WEB)) == HALF_OPEN, "a refused one left something"
+    _establish(bench, _near(1000))
+    _establish(bench, _near(2000)[:1])
+    assert _verdict(bench, *_near(2001)[0]) == "DROP_HALF_OPEN_FULL"
+
+
+def test_of_those_that_the_lan_has_only_begun_the_oldest_makes_room(bench: Bench) -> None:
+    """Whoever sent that SYN need not exist, so a flood of them must not shut a forward for minutes."""
+    bench.reset(_router())
+    _establish(bench, _forwarded(5000))
+    for port in range(3 * HALF_OPEN):
+        _establish(bench, _forwarded(1000 + port)[:1])
+    left = {remote for _, remote in _sessions(bench, "inbound", WEB)}
+    assert left == {5000, *range(1000 + 2 * HALF_OPEN, 1000 + 3 * HALF_OPEN)}
+    _establish(bench, _forwarded(2000))
+    assert _verdict(bench, LAN, tcp("lan", LAN_ADDRESS, 5000, 2202, "A", PEER_ISN + 9)) == "TO_DOMAIN"
+    assert _verdict(bench, LAN, tcp("lan", LAN_ADDRESS, 2000, 2202, "A", PEER_ISN + 9)) == "TO_DOMAIN"
 
 
 def test_half_open_ones_of_each_side_and_each_domain_are_counted_apart(bench: Bench) -> None:
     bench.reset(_router())
     for port in range(HALF_OPEN):
-        _establish(bench, _forwarded(1000 + port)[:1])
-    assert _verdict(bench, *_forwarded(2000)[0]) == "DROP_HALF_OPEN_FULL"
-    assert _verdict(bench, WEB, tcp("web", "lan", 1000, 80)) == "TO_LAN"
+        _establish(bench, _near(1000 + port)[:1])
+    assert _verdict(bench, *_near(2000)[0]) == "DROP_HALF_OPEN_FULL"
+    assert _verdict(bench, LAN, tcp("lan", LAN_ADDRESS, 1000, 2202)) == "TO_DOMAIN"
     assert _verdict(bench, WEB, udp("web", "db", 1000, 80)) == "TO_DOMAIN"
     assert _verdict(bench, LAN, tcp("lan", LAN_ADDRESS, 1000, 2203)) == "TO_DOMAIN"
     assert _verdict(bench, 0, tcp("dom0", "web", 1000, 22)) == "TO_DOMAIN"
@@ -135,12 +142,12 @@ def test_what_was_never_answered_counts_no_more_when_its_time_is_over(bench: Ben
 
 def test_an_established_one_goes_on_while_half_open_ones_are_refused(bench: Bench) -> None:
     bench.reset(_router())
-    _establish(bench, _forwarded(5000))
+    _establish(bench, _near(5000))
     for port in range(HALF_OPEN):
-        _establish(bench, _forwarded(1000 + port)[:1])
-    assert _verdict(bench, *_forwarded(2000)[0]) == "DROP_HALF_OPEN_FULL"
-    assert _verdict(bench, LAN, tcp("lan", LAN_ADDRESS, 5000, 2202, "A", PEER_ISN + 9)) == "TO_DOMAIN"
-    assert _verdict(bench, WEB, tcp("web", "lan", 22, 5000, "A")) == "TO_LAN"
+        _establish(bench, _near(1000 + port)[:1])
+    assert _verdict(bench, *_near(2000)[0]) == "DROP_HALF_OPEN_FULL"
+    assert _verdict(bench, WEB, tcp("web", "db", 5000, 80, "A", PEER_ISN + 9)) == "TO_DOMAIN"
+    assert _verdict(bench, DB, tcp("db", "web", 80, 5000, "A")) == "TO_DOMAIN"
 
 
 @pytest.mark.parametrize(
@@ -285,10 +292,10 @@ def test_who_is_refused_for_a_quota_is_told_once_a_packet(
 def test_the_lan_is_told_nothing_of_a_domain_s_quotas(bench: Bench) -> None:
     """It would have us answer whatever address a flood makes up."""
     bench.reset(_router())
-    for port in range(HALF_OPEN):
-        _establish(bench, _forwarded(1000 + port)[:1])
+    for port in range(QUOTA):
+        _establish(bench, _forwarded(1000 + port))
     out = _send(bench, *_forwarded(2000)[0])
-    assert (out.verdict.name, out.frame) == ("DROP_HALF_OPEN_FULL", None)
+    assert (out.verdict.name, out.frame) == ("DROP_SESSIONS_FULL", None)
 
 
 # Fragments
@@ -387,11 +394,32 @@ def test_a_late_segment_of_a_forgotten_conversation_finds_nothing(bench: Bench) 
     own business."""
     bench.reset(_router())
     outside = {port: _establish_outside(bench, port) for port in range(1000, 1000 + BLOCK)}
-    assert _verdict(bench, LAN, tcp("lan", LAN_ADDRESS, 80, outside[1003], "RA")) == "TO_DOMAIN"
+    assert _outside(bench, 1003, "RA") == outside[1003]
     out = _send(bench, WEB, tcp("web", "lan", 2000, 81))
     assert out.frame is not None and Ether(out.frame)[TCP].sport == outside[1003]
     assert _verdict(bench, LAN, tcp("lan", LAN_ADDRESS, 80, outside[1003], "A")) == "DROP_UNSOLICITED"
     assert _verdict(bench, WEB, tcp("web", "lan", 1003, 80, "A")) == "DROP_NO_SESSION"
+
+
+def test_a_reset_from_the_lan_makes_nothing_forgettable(bench: Bench) -> None:
+    """Anybody there may have sent it, with any sequence number, and both ends would not believe it: neither a used-up
+    block, nor a full table, may take the conversation's place. A SYN after it does not begin it anew either."""
+    bench.reset(_router())
+    outside = {port: _establish_outside(bench, port) for port in range(1000, 1000 + BLOCK)}
+    for port in QUOTA_PORTS:
+        _establish(bench, _forwarded(port))
+    for reset in (
+        tcp("lan", LAN_ADDRESS, 80, outside[1003], "R"),
+        tcp("lan", LAN_ADDRESS, QUOTA_PORTS[0], 2202, "R"),
+        tcp("lan", LAN_ADDRESS, QUOTA_PORTS[0], 2202, "S"),
+    ):
+        assert _verdict(bench, LAN, reset) == "TO_DOMAIN"
+    assert _verdict(bench, WEB, tcp("web", "lan", 2000, 81)) == "DROP_PORTS_FULL"
+    assert _verdict(bench, *_forwarded(9000)[0]) == "DROP_SESSIONS_FULL"
+    assert _verdict(bench, WEB, tcp("web", "lan", 22, QUOTA_PORTS[0], "A")) == "TO_LAN"
+    assert _outside(bench, 1003, "A") == outside[1003]
+    for table, key in (("sessions", (1003, 80)), ("inbound", (22, QUOTA_PORTS[0]))):
+        assert _sessions(bench, table, WEB)[key].tcp_state == TcpState.TCP_ESTABLISHED, "traffic restores it"
 
 
 # Sweeping

@@ -219,11 +219,15 @@ def test_req8_a_reject_rule_is_answered_with_code_13(bench: Bench) -> None:
 
 def test_req9_the_lan_is_told_of_no_quota(bench: Bench) -> None:
     nat = sides(bench)
-    fates = [
-        nat.bench.send(LAN, bytes(tcp("lan", LAN_ADDRESS, 40000 + number, 2202))) for number in range(world.QUOTA + 1)
-    ]
-    assert fates[0].verdict.name == "TO_DOMAIN"
-    assert fates[-1].verdict.name.endswith("_FULL") and fates[-1].frame is None
+    for port in range(40000, 40000 + world.QUOTA):
+        for sender, packet in (
+            (LAN, tcp("lan", LAN_ADDRESS, port, 2202)),
+            (1, tcp("web", "lan", 22, port, "SA", 1001)),
+            (LAN, tcp("lan", LAN_ADDRESS, port, 2202, "A", 1001)),
+        ):
+            assert nat.bench.send(sender, bytes(packet)).verdict.name in ("TO_DOMAIN", "TO_LAN")
+    refused = nat.bench.send(LAN, bytes(tcp("lan", LAN_ADDRESS, 50000, 2202)))
+    assert (refused.verdict.name, refused.frame) == ("DROP_SESSIONS_FULL", None)
 
 
 @pytest.mark.parametrize("protocol", TIMES)

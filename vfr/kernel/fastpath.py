@@ -349,7 +349,7 @@ class Fastpath:
         self._maps["complete"].set(_u32(slot), _u32(0))
         self.new_runtime(slot)
         places = {name: [(slot, entries)] for name, entries in _table_sizes(limits, port_count).items()}
-        queues = (port_count, _CLOSING_NEAR, _CLOSING_INBOUND)
+        queues = (port_count, _CLOSING_NEAR, _CLOSING_INBOUND, limits.half_open)
         places["closing"] = [(slot * Kind.KINDS + kind, entries) for kind, entries in enumerate(queues)]
 
         def put(name: str) -> None:

@@ -3,11 +3,12 @@
 Readings taken of the RFCs. Mapping is endpoint-independent (RFC 4787 REQ-1), filtering is address and
 port dependent (REQ-8). An outside port equal to the inside one is kept when it may be, else any free port
 of the domain's block is as good as another (`choose` says which); a TCP mapping all of whose sessions
-are closing gives its port up when no other is free, the oldest first, and lives no longer than they do. A
+are over gives its port up when no other is free, the oldest first, and lives no longer than they do. A
 port of the host's own is never taken, and what a mapping's port gets that is of none of its conversations is
 the host's. Inbound packets refresh too. A
 session's or mapping's life is what is left since its last packet, in whole seconds as the fastpath
-keeps them; a dead one is as good as none. A RST shortens a session's life, and traffic restores it.
+keeps them; a dead one is as good as none. A RST shortens a session's life, and traffic restores it, unless
+it was a domain's own: from the LAN anybody may have sent it.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from vfr.spec.packet import (
     OFFSET,
     PROTOCOLS,
     QUOTED,
+    REDIRECT,
     RST,
     SYN,
     TCP,
@@ -58,7 +60,7 @@ from vfr.spec.packet import (
     with_ttl,
     word,
 )
-from vfr.spec.tcp import CLOSING, HALF_OPEN, step_tcp
+from vfr.spec.tcp import CLOSING, HALF_OPEN, OVER, step_tcp
 
 SECOND = 10**9
 LAN, SORTER = 0xFFFE, 0x10000
@@ -347,6 +349,11 @@ def _check_quoted(frame: bytes, p: Packet) -> None:
     _end_if((ones_sum(whole) != 0xFFFF or ones_sum(header) != 0xFFFF, V.DROP_ICMP_CHECKSUM))
 
 
+def _is_redirect(frame: bytes, p: Packet) -> bool:
+    at = L3 + (frame[14] & 15) * 4
+    return p.protocol == ICMP and not p.later and len(frame) > at and frame[at] == REDIRECT
+
+
 def _answer(router: Router, slot: int, frame: bytes) -> bytes:
     """The ARP reply to a request that deserves one."""
     asked = long(frame, 38)
@@ -406,16 +413,19 @@ class _Run:
         if not self.within_rate((slot, "entered" if inbound else "opened"), limits.new_per_s):
             raise _End(V.DROP_TOO_FAST)
         half_open = [s for s in self.alive(slot, inbound).values() if s.state in HALF_OPEN]
-        _end_if((protocol == TCP and len(half_open) >= limits.half_open, V.DROP_HALF_OPEN_FULL))
+        if protocol != TCP or len(half_open) < limits.half_open:
+            return
+        _end_if((not (inbound and self.forget_oldest((slot, K.KIND_ENTERING), False)), V.DROP_HALF_OPEN_FULL))
 
     def forget_oldest(self, queue: QueueKey, wants_port: bool) -> int | bool:
-        """Forgets what has been closing longest: whether there was such a session, or the port it freed."""
+        """Forgets the oldest of a queue: whether there was such a session, or the port it freed."""
         entries = list(self.closing.get(queue, ()))
         done: int | bool = False
         while entries and not done:
             key, outside = entries.pop(0)
-            session = self.sessions.get(key)
-            if session is None or session.state not in CLOSING or session.outside != outside:
+            session = self.live(key)
+            forgettable = HALF_OPEN if queue[1] == K.KIND_ENTERING else OVER
+            if session is None or session.state not in forgettable or session.outside != outside:
                 continue
             del self.sessions[key]
             freed = self.take_away((key[0], key[5], key[4]), outside) if queue[1] == K.KIND_LAN else 0
@@ -525,7 +535,7 @@ class _Run:
         slot = self.sender
         key: Key = (slot, False, p.dst, p.dport, p.sport, p.protocol)
         own = self.live(key) if p.icmp_type != ECHO_REPLY or p.protocol != ICMP else None
-        if own and not (own.state in CLOSING and p.opening):
+        if own and not (own.state in OVER and p.opening):
             flow = _Flow(key, own, False, slot, own.peer, p.dport, own.peer, p.sport, own.outside)
             if own.peer == LAN and p.dst == self.router.outside:
                 self.aim_hairpin(p, flow)
@@ -557,7 +567,7 @@ class _Run:
         if kind == "forward":
             key: Key = (slot, True, p.src, p.sport, inside, p.protocol)
             session = self.live(key)
-            if session and (session.outside != p.dport or (session.state in CLOSING and p.opening)):
+            if session and (session.outside != p.dport or (session.state in OVER and p.opening)):
                 session = None
             if session is None:
                 self.check_stranger(p)
@@ -593,6 +603,7 @@ class _Run:
         p = self.packet = parse_ip(frame)
         _end_if(
             (_within(p.src, self.router.pool) or _within(p.dst, self.router.pool), V.DROP_MARTIAN),
+            (_is_redirect(frame, p), V.DROP_ICMP_TYPE),
             (self.router.outside is None or p.dst != self.router.outside, V.NOT_OURS),
             (p.protocol not in PROTOCOLS, V.NOT_OURS),
         )
@@ -741,7 +752,7 @@ class _Run:
     def event(self, p: Packet, flow: _Flow, session: Session) -> E:
         side = E.TCP_PEER_SYN if flow.reply else E.TCP_OPENER_SYN
         if p.flags & RST:
-            return E(side + 2)
+            return E(side + 2) if self.sender == LAN else E.TCP_ABORT
         if session.state == S.TCP_ANSWERED and not flow.reply:
             right = p.flags & ACK and (p.ack - session.peer_isn - 1) % 2**32 < 1 << 20
             return E.TCP_OPENER_OTHER if right else E.TCP_OPENER_SYN
@@ -763,7 +774,7 @@ class _Run:
             return
         self.sessions[flow.key] = replace(session, expires=expires, state=state, peer_isn=isn)
         key, mapping = self.mapping_of(flow)
-        if mapping and (mapping.expires < expires or (state in CLOSING and not mapping.open)):
+        if mapping and (mapping.expires < expires or (state in OVER and not mapping.open)):
             self.mappings[key] = replace(mapping, expires=expires)
 
     def mapping_of(self, flow: _Flow) -> tuple[MappingKey, PortMapping | None]:
@@ -778,15 +789,19 @@ class _Run:
         return K.KIND_LAN if flow.outside else K.KIND_NEAR
 
     def count_change(self, flow: _Flow, old: S, new: S) -> None:
-        if (old in CLOSING) == (new in CLOSING):
+        if (old in OVER) == (new in OVER):
             return
         key, mapping = self.mapping_of(flow)
         if mapping:
-            self.mappings[key] = replace(mapping, open=mapping.open + (-1 if new in CLOSING else 1))
-        if new in CLOSING:
+            self.mappings[key] = replace(mapping, open=mapping.open + (-1 if new in OVER else 1))
+        if new in OVER:
             queue = (flow.key[0], self.kind(flow))
             room = len(self.router.domains[flow.key[0]].ports) if queue[1] == K.KIND_LAN else 256
-            self.closing[queue] = (*self.closing.get(queue, ()), (flow.key, flow.outside))[-room or None :]
+            self.enqueue(queue, flow, room)
+
+    def enqueue(self, queue: QueueKey, flow: _Flow, room: int) -> None:
+        """The youngest that may be forgotten; a full queue loses its oldest."""
+        self.closing[queue] = (*self.closing.get(queue, ()), (flow.key, flow.outside))[-room or None :]
 
     def begin(self, p: Packet, flow: _Flow) -> None:
         """A conversation begins: within its quotas, with a port if it goes to the LAN, all or nothing."""
@@ -794,7 +809,7 @@ class _Run:
         self.admit(slot, inbound, p.protocol)
         state = S.TCP_OPENING if p.protocol == TCP else S.TCP_NONE
         expires = self.now + idle_time(self.router.timers, p.protocol, flow.service, S.TCP_OPENING)
-        known = set(self.mappings)
+        known = {k for k, m in self.mappings.items() if m.expires > self.now}
         if flow.to == LAN:
             flow.outside = self.map_port(flow, expires)
         alive = [k for k in self.alive(slot, inbound) if k != flow.key]
@@ -804,6 +819,8 @@ class _Run:
             raise _End(V.DROP_SESSIONS_FULL)
         peer = LAN if inbound else flow.to
         self.sessions[flow.key] = Session(expires, peer, flow.outside, state)
+        if inbound and p.protocol == TCP:
+            self.enqueue((slot, K.KIND_ENTERING), flow, self.router.limits.half_open)
 
     def free_ports(self, slot: int, protocol: int) -> list[int]:
         """The outside ports that a new mapping of the domain's may take."""
