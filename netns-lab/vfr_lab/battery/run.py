@@ -119,20 +119,33 @@ class Judge:
     def _mount_all(self, stage: Stage, part: Part) -> None:
         """After each attack all kernels forget what they have learned. What that does not mend is wired anew.
 
-        That is when the attack says that it leaves something, when it broke off, and when the guests no longer do
-        their everyday business.
+        That is when the attack says that it leaves something, when it was void, and when the guests no longer do their
+        everyday business. What earlier attacks have left together, as a guest's ports that are all in use, shows by a
+        control that fails: so a void attack is mounted once more if anything came before it.
         """
-        fit = stage.backend.name == part.backend.name
+        fit, fresh = stage.backend.name == part.backend.name, False
         for attack in part.attacks:
             if self._stop.is_set():
                 return
             if not fit:
-                with self._turns.side_by_side():
-                    stage.wire(part.backend)
+                self._wire(stage, part.backend)
+                fresh = True
             self._on_start(attack, part.backend)
-            with self._turns.alone() if attack.alone else self._turns.side_by_side():
-                result = mount(stage, attack, self._captures)
-                stage.forget()
-                fit = not attack.leaves and result.outcome != "void" and stage.is_healthy()
+            result, fit = self._mount(stage, attack)
+            if result.outcome == "void" and not fresh:
+                self._wire(stage, part.backend)
+                result, fit = self._mount(stage, attack)
+            fresh = False
             with self._telling:
                 self._on_result(result)
+
+    def _wire(self, stage: Stage, backend: Backend) -> None:
+        with self._turns.side_by_side():
+            stage.wire(backend)
+
+    def _mount(self, stage: Stage, attack: Attack) -> tuple[Result, bool]:
+        """What became of it, and whether the stage is fit for another one."""
+        with self._turns.alone() if attack.alone else self._turns.side_by_side():
+            result = mount(stage, attack, self._captures)
+            stage.forget()
+            return result, not attack.leaves and result.outcome != "void" and stage.is_healthy()

@@ -86,7 +86,7 @@ def _other_senders(like: Packet, count: int) -> list[bytes]:
     return [altered(raw, (IP_AT + 4, _short(0xFFFF - n)), (IP_AT + 14, _short(n))) for n in range(1, count + 1)]
 
 
-@attack("starve", tool="scapy", falls=("routed", "xen1"))
+@attack("starve", tool="scapy", falls=("routed", "xen1"), leaves=True)
 def every_low_outside_port(s: Stage) -> list[str]:
     """web takes every outside port that time synchronisation can have.
 
