@@ -197,7 +197,7 @@ def _command(*arguments: str, path: str | None = None) -> subprocess.CompletedPr
     ("arguments", "said"),
     [
         (["--backend", "nobody"], "there is no backend 'nobody'; there are: bridge, "),
-        (["--only", "vlan", "--only", "nothing"], "no attack has 'nothing' in its name"),
+        (["--only", "vlan", "--only", "no-such"], "no attack has 'no-such' in its name"),
         (["--only", "vlan", "--html", "/nowhere/page.html"], "/nowhere/page.html: there is no directory /nowhere"),
         (["--jobs", "0"], "--jobs"),
     ],
@@ -247,7 +247,7 @@ def test_what_proves_nothing_is_void(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_who_works_alone_is_alone() -> None:
-    """Three at once, then one alone, then three again: never both."""
+    """Two that want to be alone, and one that does not mind: never two at a time but of the latter."""
     turns, here, seen = _Turns(), Counter[str](), list[tuple[int, int]]()
 
     def work(kind: str) -> None:
