@@ -11,6 +11,7 @@ that fails says what was tried, what arrived, and where the capture of it is.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -30,9 +31,10 @@ from vfr_lab.probes import DNS, Attempt, Probes, Side, accepts
 # Of TCP, what guests tend to serve. A longer list is `assert_isolated`'s `tcp`.
 PORTS = (22, 25, 53, 80, 443, 2375, 3306, 5432, 6379, 8080, 9100, 27017)
 EVERYTHING = (("tcp", 22), ("tcp", 80), ("tcp", 443), ("udp", DNS), ("ping", 0))
-SHOWN = 8  # lines of evidence in a failure; the capture has the rest
-PATIENCE_S = 2  # for an answer that should come
+SHOWN = 20  # lines of evidence in a failure; the capture has the rest
+PATIENCE_S = 2.0  # for an answer that should come
 
+_NUMBER = re.compile(r"port \d+")
 What = tuple[str, int]  # protocol and port; of "ping", 0
 
 
@@ -190,7 +192,7 @@ class Isolation:
         x.node.send(*(p.frame for p in probes.all), interface=x.interface)
         x.node.tcp(y.address, SSH, timeout=SETTLE_S)
         x.node.udp(y.address, DNS, probes.mark, timeout=SETTLE_S)
-        x.node.pings(y.address)
+        x.node.pings(y.address, f"-W{SETTLE_S}")
         return probes
 
     # What the others are made of
@@ -243,13 +245,16 @@ class Isolation:
             node.collected.clear()
 
     def _fail(self, headline: str, seen: Sequence[str], tried: str, name: str) -> None:
-        """AssertionError with the evidence."""
+        """AssertionError with the evidence: of lines that differ in numbers only, the first."""
         __tracebackhide__ = True
-        lines = list(dict.fromkeys(seen))
-        more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+        kinds: dict[str, str] = {}
+        for line in seen:
+            kinds.setdefault(_NUMBER.sub("", line.partition(": ")[0]), line)
+        lines = list(kinds.values())[:SHOWN]
+        more = [f"... and {len(seen) - len(lines)} more"] if len(seen) > len(lines) else []
         file = save(self.captures / f"{name}-{secrets.token_hex(3)}.pcap", self._nodes.values())
         told = [f"tried: {tried}", f"capture: {file}"]
-        raise AssertionError("\n  ".join([f"{headline} ({self.ground.title})", *lines[:SHOWN], *more, *told]))
+        raise AssertionError("\n  ".join([f"{headline} ({self.ground.title})", *lines, *more, *told]))
 
 
 def _named(tcp: int | None, udp: int | None, ping: bool) -> list[What]:
@@ -266,7 +271,7 @@ def _control(holds: bool, sentence: str) -> None:
 def _check_seen(probes: Probes, x_saw: Seen, y_saw: Seen) -> None:
     """That every frame left, and that the eyes at the other end see."""
     __tracebackhide__ = True
-    left = sum(any(p.mark in f.raw for f in x_saw.own) for p in probes.all)
+    left = len({probes.number(f) for f in x_saw.own} - {None})
     _control(left == len(probes.all), f"all of {probes.x.name}'s {len(probes.all)} frames leave it; {left} did")
     _control(bool(y_saw.frames), f"{probes.y.name}'s eyes see what is for it; they saw nothing at all")
 
@@ -278,9 +283,9 @@ def _received(probes: Probes, y_saw: Seen, spoken: bytes, witness: str) -> list[
     for frame in y_saw.frames:
         if spoken in frame.raw:
             lines.append(f"{y.name} saw what {x.name} said to {witness}: {frame}")
-        elif probes.mark in frame.raw:
-            lines.append(f"{y.name} received {x.name}'s {probes.what(frame)}: {frame}")
-        elif _is_from(frame, x):
+        elif (number := probes.number(frame)) is not None:
+            lines.append(f"{y.name} received {x.name}'s {probes.all[number].sentence}: {frame}")
+        elif probes.mark in frame.raw or _is_from(frame, x):
             lines.append(f"{y.name} received a frame of {x.name}'s: {frame}")
     return lines
 

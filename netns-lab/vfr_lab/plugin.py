@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 ALWAYS = ("ip", "ping")
 OF_A_LAB = ("ss", "nsenter", "unshare", "ssh-keygen", "sshd", "conntrack")
+
+
+class OfNamespaces(Protocol):
+    """What the fixture `isolation_netns` is."""
+
+    def __call__(self, *names: str, witness: str, addresses: Mapping[str, str] | None = None) -> Isolation: ...
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -97,13 +103,11 @@ def _isolation_lab(request: pytest.FixtureRequest, _isolation_captures: Path) ->
 
     lab = Lab(JUDGE, f"t{os.getpid()}{secrets.token_hex(2)}-", backend)
     rules = config.getini("lab_rules")
-    file = _rule_file(rules, _ini_directory(config)) if rules else None
+    under = backend.under(lab, _rule_file(rules, _ini_directory(config))) if rules else nullcontext()
     try:
         lab.up()
-        with ExitStack() as stack:
-            if file:
-                stack.enter_context(backend.under(lab, file))
-            yield lab, stack.enter_context(Isolation(LabGround(lab), _isolation_captures))
+        with under, Isolation(LabGround(lab), _isolation_captures) as isolation:
+            yield lab, isolation
     finally:
         lab.down()
 
@@ -120,7 +124,7 @@ def isolation_lab(request: pytest.FixtureRequest, _isolation_lab: tuple[Lab, Iso
 
 
 @pytest.fixture
-def isolation_netns(request: pytest.FixtureRequest, _isolation_captures: Path) -> Iterator[Callable[..., Isolation]]:
+def isolation_netns(request: pytest.FixtureRequest, _isolation_captures: Path) -> Iterator[OfNamespaces]:
     """Of network namespaces that are there already: `isolation_netns("a", "b", witness="lan")`."""
     _check_machine(request.config, ALWAYS)
     from vfr_lab.ground import NetnsGround
@@ -128,7 +132,7 @@ def isolation_netns(request: pytest.FixtureRequest, _isolation_captures: Path) -
 
     with ExitStack() as stack:
 
-        def of(*names: str, witness: str, addresses: dict[str, str] | None = None) -> Isolation:
+        def of(*names: str, witness: str, addresses: Mapping[str, str] | None = None) -> Isolation:
             return stack.enter_context(Isolation(NetnsGround(names, witness, addresses or {}), _isolation_captures))
 
         yield of

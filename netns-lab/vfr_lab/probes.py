@@ -38,15 +38,14 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One frame that one side sends the other, and what it is, in words. The frame ends with bytes of its own."""
+    """One frame that one side sends the other, and what it is, in words."""
 
     sentence: str
     frame: Packet
-    mark: bytes
 
 
 class Probes:
-    """All frames from one side to the other. Each has a mark, by which it is known wherever it arrives."""
+    """All frames from one side to the other. Each ends with the mark and its number, by which it is known wherever it arrives."""
 
     def __init__(self, x: Side, y: Side, tcp: Iterable[int], reflector: tuple[str, int] | None) -> None:
         self.x, self.y = x, y
@@ -61,8 +60,7 @@ class Probes:
         self._as_others(reflector)
 
     def _add(self, sentence: str, frame: Packet) -> None:
-        mark = self.mark + b"%05d" % len(self.all)
-        self.all.append(Probe(sentence, frame / mark, mark))
+        self.all.append(Probe(sentence, frame / (self.mark + b"%06d" % len(self.all))))
 
     def _as_itself(self, mac: str, way: str, tcp: Iterable[int]) -> None:
         head = Ether(src=self.x.mac, dst=mac) / IP(src=self.x.address, dst=self.y.address)
@@ -104,10 +102,10 @@ class Probes:
             sentence = f"UDP to {address}:{port} in {y.name}'s name, which the answer goes to"
             self._add(sentence, Ether(src=x.mac, dst=x.gateway) / question)
 
-    def what(self, frame: Frame) -> str:
-        """The sentence of the probe that this frame is, or bears."""
-        found = re.search(self.mark + rb"(\d{5})", frame.raw)
-        return self.all[int(found[1])].sentence if found else "a frame of its own"
+    def number(self, frame: Frame) -> int | None:
+        """Which of them this frame is, or bears; None if it is none."""
+        found = re.search(self.mark + rb"(\d{6})", frame.raw)
+        return int(found[1]) if found else None
 
 
 @dataclass(slots=True)

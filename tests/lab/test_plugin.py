@@ -1,0 +1,164 @@
+"""The pytest plugin, as its users meet it: the example passes, and goes red for what it is there to find.
+
+For namespaces that others wired, a bridge on which the ports of a and b are isolated:
+
+    a 203.0.113.2      b 203.0.113.3      lan 203.0.113.1
+         |                  |                  |
+         +---------- [ bridge br0 ] -----------+
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vfr_lab import Lab, LabError, plugin
+from vfr_lab.ground import LabGround
+from vfr_lab.isolation import Isolation
+from vfr_lab.lab import NETNS, run
+from vfr_lab.scenario import JUDGE
+
+pytestmark = pytest.mark.lab
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "ci"
+PORTS = {"a": "203.0.113.2", "b": "203.0.113.3", "lan": "203.0.113.1"}
+HEAVY = ("scapy", "pyroute2", "typer", "rich", "jinja2", "vfr_lab.node", "vfr_lab.isolation")
+
+
+def _pytest(*options: str, **environment: str) -> tuple[int, str]:
+    """The example, run by a pytest of its own: its exit status, and what it said. It leaves no namespace."""
+    before = {p.name for p in NETNS.iterdir()} if NETNS.exists() else set()
+    argv = [sys.executable, "-m", "pytest", str(EXAMPLE), "-q", "-p", "no:cacheprovider", *options]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    assert {p.name for p in NETNS.iterdir()} == before if NETNS.exists() else not before
+    return done.returncode, done.stdout + done.stderr
+
+
+def _packets(captures: Path, expression: str) -> list[str]:
+    (file,) = captures.iterdir()
+    return run(["tcpdump", "-nn", "-r", str(file), expression]).stdout.splitlines()
+
+
+def test_the_example_passes() -> None:
+    status, said = _pytest()
+    assert status == 0 and "7 passed" in said, said
+
+
+def test_a_rule_that_lets_one_through_is_found(tmp_path: Path) -> None:
+    status, said = _pytest("-k", "web-db or web-ci", "-o", "lab_rules=web-to-db.rules", "--lab-captures", str(tmp_path))
+    assert status == 1 and "1 failed, 1 passed" in said, said
+    assert "web and db are not isolated (the lab's guests, wired by vfr)" in said
+    assert "db received web's TCP SYN to port 5432 by the gateway: Ether / IP / TCP 169.254.1.2:40000" in said
+    assert "to port 22" not in said.replace("then TCP to port 22, UDP", "")
+    assert f"capture: {tmp_path}/web-db-" in said
+    assert _packets(tmp_path, "src 169.254.1.2 and dst 169.254.1.3 and tcp dst port 5432")
+
+
+def test_a_bridge_is_found_out(tmp_path: Path) -> None:
+    choice = ("-k", "web-db or internet", "--lab-backend", "bridge", "-o", "lab_rules=")
+    status, said = _pytest(*choice, "--lab-captures", str(tmp_path / "captures"))
+    assert status == 1 and "2 failed" in said, said
+    for kind in ("TCP SYN to port 22 by the gateway", "ARP request by broadcast", "raw Ethernet to db's own MAC"):
+        assert f"db received web's {kind}" in said
+    assert "web reaches dom0" in said and "tcp=22, by 169.254.1.0: arrived, and was answered" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "path", "status", "told"),
+    [
+        (("--lab-backend", "bridge"), "", 1, "the backend bridge takes no rule file, so"),
+        (("--lab-backend", "nonsense"), "", 1, "there is no backend 'nonsense'; there are: bridge,"),
+        (("-o", "lab_rules=lost.rules"), "", 1, f"there is no rule file {EXAMPLE}/lost.rules"),
+        ((), "/nowhere", 1, "a lab needs ip, ping, ss,"),
+        (("--lab-skip-ok",), "/nowhere", 0, "1 skipped"),
+        (("-o", "lab_skip_ok=true"), "/nowhere", 0, "1 skipped"),
+    ],
+)
+def test_what_cannot_be_is_told(options: tuple[str, ...], path: str, status: int, told: str) -> None:
+    got, said = _pytest("-k", "apart and web-db", *options, PATH=path or os.environ["PATH"])
+    assert got == status and told in said, said
+
+
+def test_who_is_not_root_is_told(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(pytest.fail.Exception, match=r"^a lab needs root; --lab-skip-ok"):
+        plugin._check_machine(pytestconfig, ())
+
+
+def test_who_does_not_use_it_does_not_pay() -> None:
+    code = f"import sys, vfr_lab.plugin; print([m for m in {HEAVY} if m in sys.modules])"
+    assert run([sys.executable, "-c", code]).stdout == "[]\n"
+
+
+def test_names_and_ways_there_are_not(tmp_path: Path) -> None:
+    """None of these needs a lab that is up."""
+    with Isolation(LabGround(Lab(JUDGE, prefix="vn-")), tmp_path) as isolation:
+        with pytest.raises(LabError, match=r"lan1: no guest; there are web, db, ci\. .*assert_not_reaches"):
+            isolation.assert_isolated("web", "lan1")
+        with pytest.raises(LabError, match=r"there is no nobody; there are: ci, db, dom0,"):
+            isolation.assert_not_reaches("web", "nobody")
+        with pytest.raises(LabError, match=r"tcp=PORT, udp=PORT or ping=True"):
+            isolation.assert_reaches("web", "inet")
+        with pytest.raises(LabError, match=r"from lan1 the only way to web is tcp=22"):
+            isolation.assert_reaches("lan1", "web", tcp=80)
+
+
+@pytest.fixture
+def bridged() -> Iterator[dict[str, str]]:
+    """The names of the namespaces above: a, b, lan, and the bridge's, by what they are."""
+    names = {name: f"vp-{name}" for name in (*PORTS, "bridge")}
+    try:
+        for netns in names.values():
+            run(["ip", "netns", "add", netns])
+        bridge = ["ip", "-n", names["bridge"], "link"]
+        run([*bridge, "add", "br0", "up", "type", "bridge"])
+        for name, address in PORTS.items():
+            run([*bridge, "add", f"to-{name}", "type", "veth", "peer", "name", "wire0", "netns", names[name]])
+            run([*bridge, "set", f"to-{name}", "master", "br0", "up"])
+            run(["ip", "-n", names[name], "address", "add", f"{address}/24", "dev", "wire0"])
+            run(["ip", "-n", names[name], "link", "set", "wire0", "up"])
+        yield names
+    finally:
+        for netns in names.values():
+            run(["ip", "netns", "del", netns], check=False)
+
+
+def _isolate(bridged: dict[str, str], *ports: str, on: str) -> None:
+    for port in ports:
+        run(["ip", "-n", bridged["bridge"], "link", "set", f"to-{port}", "type", "bridge_slave", "isolated", on])
+
+
+def test_namespaces_that_others_wired(bridged: dict[str, str], isolation_netns: plugin.OfNamespaces) -> None:
+    a, b, lan = bridged["a"], bridged["b"], bridged["lan"]
+    _isolate(bridged, "a", "b", on="on")
+    guests = isolation_netns(a, b, witness=lan)
+    guests.assert_isolated(a, b)
+    guests.assert_reaches(a, lan, tcp=80, ping=True)
+    guests.assert_not_reaches(a, b)
+    isolation_netns(a, b, witness=PORTS["lan"]).assert_isolated(a, b)
+    _isolate(bridged, "b", on="off")
+    with pytest.raises(AssertionError, match=rf"{a} and {b} are not isolated[^$]*{b} received {a}'s ARP request"):
+        guests.assert_isolated(a, b)
+    with pytest.raises(AssertionError, match=rf"{a} reaches {b}[^$]*udp=53, by 203.0.113.3: arrived, and was answered"):
+        guests.assert_not_reaches(a, b)
+
+
+def test_the_dead_are_not_taken_for_isolated(bridged: dict[str, str], isolation_netns: plugin.OfNamespaces) -> None:
+    a, b = bridged["a"], bridged["b"]
+    _isolate(bridged, "a", "b", on="on")
+    run(["ip", "-n", bridged["bridge"], "link", "set", "to-b", "nomaster"])
+    guests = isolation_netns(a, b, witness=bridged["lan"])
+    with pytest.raises(AssertionError, match=rf"this proves nothing.*{b} speaks with {bridged['lan']}"):
+        guests.assert_isolated(a, b)
+    with pytest.raises(AssertionError, match=rf"{b} does not reach {a}[^$]*tcp=22.*never arrived"):
+        guests.assert_reaches(b, a, tcp=22)
+
+
+def test_a_namespace_that_is_not_there_is_named(isolation_netns: plugin.OfNamespaces) -> None:
+    with pytest.raises(LabError, match="there is no network namespace vp-nobody"):
+        isolation_netns("vp-nobody", witness="203.0.113.1")
