@@ -44,6 +44,12 @@ def _packets(captures: Path, expression: str) -> list[str]:
     return run(["tcpdump", "-nn", "-r", str(file), expression]).stdout.splitlines()
 
 
+def test_the_document_shows_the_example_as_it_is() -> None:
+    shown = (EXAMPLE.parents[1] / "docs/ci.md").read_text()
+    files = {file.name: file.read_text() for file in EXAMPLE.iterdir() if file.is_file()}
+    assert len(files) == 4 and [name for name, text in files.items() if f"\n{text}```" not in shown] == []
+
+
 def test_the_example_passes() -> None:
     status, said = _pytest()
     assert status == 0 and "7 passed" in said, said
