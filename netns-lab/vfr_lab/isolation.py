@@ -206,7 +206,9 @@ class Isolation:
 
     def _every_way(self, a: str, b: str) -> list[What]:
         self.ground.address(a, b)
-        return [what for what in EVERYTHING if self._way(a, b, what)]
+        if not (ways := [what for what in EVERYTHING if self._way(a, b, what)]):
+            raise LabError(f"there is no way from {a} to {b} that could be tried")
+        return ways
 
     def _try(self, a: str, b: str, wanted: Sequence[What], patience_s: float) -> list[Attempt]:
         """Tries it all, one after the other, and says what became of each; `patience_s` is for one's answer."""

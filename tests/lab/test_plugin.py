@@ -114,6 +114,29 @@ def test_names_and_ways_there_are_not(tmp_path: Path) -> None:
             isolation.assert_reaches("lan1", "web", tcp=80)
 
 
+def test_every_kind_of_pair(lab: Lab, tmp_path: Path) -> None:
+    """Under xen.rules, in whatever pairs nodes come."""
+    with Isolation(LabGround(lab), tmp_path) as isolation:
+        isolation.assert_reaches("db", "lan2", tcp=80, udp=53, ping=True)
+        isolation.assert_reaches("dom0", "far", tcp=22, udp=53, ping=True)
+        isolation.assert_reaches("lan1", "dom0", tcp=80, ping=True)
+        isolation.assert_reaches("inet", "db", tcp=22)
+        isolation.assert_not_reaches("db", "dom0", tcp=22, udp=7)
+        with pytest.raises(
+            AssertionError, match=r"(?s)inet reaches db.*tcp=22, by 192.0.2.1 port 2203: arrived, and was"
+        ):
+            isolation.assert_not_reaches("inet", "db")
+        with pytest.raises(
+            AssertionError, match=r"(?s)db does not reach web.*ping, by 169.254.1.2: never arrived, and"
+        ):
+            isolation.assert_reaches("db", "web", ping=True)
+        with pytest.raises(LabError, match="there is no way from lan1 to far that could be tried"):
+            isolation.assert_not_reaches("lan1", "far")
+        with isolation.watch("lan1") as seen:
+            assert isolation.node("db").tcp("192.0.2.11", 7) == "192.0.2.1"
+        assert seen.having(lambda p: "TCP" in p and p["IP"].src == "192.0.2.1")
+
+
 @pytest.fixture
 def bridged() -> Iterator[dict[str, str]]:
     """The names of the namespaces above: a, b, lan, and the bridge's, by what they are."""
