@@ -43,6 +43,9 @@ class Ground(Protocol):
     def check_guests(self, *names: str) -> None:
         """LabError if one of them is not such that it could be isolated from another."""
 
+    def filters(self, name: str) -> bool:
+        """Whether it filters for the guests: what its interface receives has then not reached it yet."""
+
     def witness(self, *but: str) -> str:
         """What everybody reaches who is alive: a node that is none of these, or an address that answers pings."""
 
@@ -78,6 +81,9 @@ class LabGround:
             raise LabError(
                 f"{' and '.join(others)}: no guest; there are {', '.join(guests)}. Of others, say assert_not_reaches(a, b)"
             )
+
+    def filters(self, name: str) -> bool:
+        return name == self.lab.scenario.dom0.name
 
     def witness(self, *but: str) -> str:
         return next(h.name for h in self.lab.scenario.lan if h.name not in but)
@@ -124,6 +130,9 @@ class NetnsGround:
     def check_guests(self, *names: str) -> None:
         if others := [n for n in names if n not in self.names]:
             raise LabError(f"{' and '.join(others)}: none of {', '.join(self.names)}")
+
+    def filters(self, name: str) -> bool:
+        return name not in self.names
 
     def witness(self, *but: str) -> str:
         return self._witness

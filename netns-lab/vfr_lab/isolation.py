@@ -25,7 +25,7 @@ from scapy.packet import Packet
 from vfr_lab.capture import save
 from vfr_lab.ground import SSH, Ground, is_address
 from vfr_lab.lab import LabError
-from vfr_lab.node import SETTLE_S, TRY_S, Frame, Node, NodeError, Seen
+from vfr_lab.node import SETTLE_S, Frame, Heard, Node, NodeError, Seen
 from vfr_lab.probes import DNS, Attempt, Probes, Side, accepts
 
 # Of TCP, what guests tend to serve. A longer list is `assert_isolated`'s `tcp`.
@@ -125,7 +125,7 @@ class Isolation:
         witness = self.ground.witness(a, b)
         with self._echo(a, witness) as echo:
             self._check_alive(a, witness, echo)
-        tried = self._try(a, b, wanted, TRY_S)
+        tried = self._try(a, b, wanted, SETTLE_S)
         if got := [t.fate for t in tried if t.arrived or t.answered]:
             self._fail(f"{a} reaches {b}", got, "; ".join(self._journal), f"{a}-{b}")
 
@@ -217,26 +217,27 @@ class Isolation:
         speaker, target = self.node(a), self.node(b)
         facing = self._facing(b, known_as), self._facing(a, attempts[0].address)
         with ExitStack() as stack:
-            for protocol, port in wanted:
-                self._serve(stack, target, protocol, port)
+            heard = [self._serve(stack, target, *what) for what in wanted]
             there = stack.enter_context(target.watch(facing[0], settle_s=0))
             back = stack.enter_context(speaker.watch(facing[1]))
             for attempt in attempts:
                 attempt.make(speaker, patience_s)
-        for attempt in attempts:
-            attempt.judge(there, back, known_as)
+        filters = self.ground.filters(b)
+        for attempt, ears in zip(attempts, heard, strict=True):
+            attempt.judge(ears if filters else there, back, known_as)
         return attempts
 
     @staticmethod
-    def _serve(stack: ExitStack, node: Node, protocol: str, port: int) -> None:
-        """A service for the time of the stack, unless one is there already, as there is for pings."""
+    def _serve(stack: ExitStack, node: Node, protocol: str, port: int) -> Heard:
+        """A service for the time of the stack, unless one is there already, as there is for pings; what it heard."""
         if protocol == "ping":
-            return
+            return Heard()
         try:
-            stack.enter_context(node.listen(protocol, port, settle_s=0))
+            return stack.enter_context(node.listen(protocol, port, settle_s=0))
         except NodeError as error:
             if "Address already in use" not in str(error):
                 raise
+            return Heard()
 
     # Saying it
 

@@ -12,7 +12,7 @@ from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Packet
 
-from vfr_lab.node import Frame, Node, Seen
+from vfr_lab.node import Frame, Heard, Node, Seen
 
 DNS = 53
 ANY = "ff:ff:ff:ff:ff:ff"
@@ -132,14 +132,19 @@ class Attempt:
         else:
             speaker.pings(self.address, "-p", self.mark, f"-W{patience_s}")
 
-    def judge(self, there: Seen, back: Seen, known_as: str) -> None:
-        """From what both saw; `known_as` is the speaker's address for the other."""
-        if self.protocol == "tcp":
-            self.arrived = bool(there.having(lambda p: self._opens(p, known_as)))
-            self.answered = bool(back.having(self._is_accepted))
-            return
+    def judge(self, there: Seen | Heard, back: Seen, known_as: str) -> None:
+        """From what the other's interface saw, or its service heard, and what came back; the other knows the speaker by
+        `known_as`. What was answered has arrived."""
         said = bytes.fromhex(self.mark) if self.protocol == "ping" else self.mark.encode()
-        self.arrived, self.answered = bool(there.having(said)), bool(back.having(said))
+        is_tcp = self.protocol == "tcp"
+        self.answered = bool(back.having(self._is_accepted if is_tcp else said))
+        if isinstance(there, Seen):
+            self.arrived = bool(there.having((lambda p: self._opens(p, known_as)) if is_tcp else said))
+        else:
+            heard = (
+                [s for s in there.said if known_as == s[0] or self.own_port == s[1]] if is_tcp else there.having(said)
+            )
+            self.arrived = self.answered or bool(heard)
 
     def _opens(self, p: Packet, known_as: str) -> bool:
         ours = TCP in p and (p[TCP].sport == self.own_port or p[IP].src == known_as)

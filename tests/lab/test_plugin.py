@@ -55,23 +55,35 @@ def test_the_example_passes() -> None:
     assert status == 0 and "7 passed" in said, said
 
 
-def test_a_rule_that_lets_one_through_is_found(tmp_path: Path) -> None:
-    status, said = _pytest("-k", "web-db or web-ci", "-o", "lab_rules=web-to-db.rules", "--lab-captures", str(tmp_path))
-    assert status == 1 and "1 failed, 1 passed" in said, said
-    assert "web and db are not isolated (the lab's guests, wired by vfr)" in said
-    assert "db received web's TCP SYN to port 5432 by the gateway: Ether / IP / TCP 169.254.1.2:40000" in said
-    assert "to port 22" not in said.replace("then TCP to port 22, UDP", "")
-    assert f"capture: {tmp_path}/web-db-" in said
+def test_a_rule_that_lets_one_through_is_found(lab: Lab, tmp_path: Path) -> None:
+    with Isolation(LabGround(lab), tmp_path) as isolation:
+        isolation.assert_isolated("web", "db")
+        with lab.backend.under(lab, EXAMPLE / "web-to-db.rules"), pytest.raises(AssertionError) as failure:
+            isolation.assert_isolated("web", "db")
+        isolation.assert_isolated("web", "db")
+    first, evidence, *others = str(failure.value).splitlines()
+    assert first == "web and db are not isolated (the lab's guests, wired by vfr)"
+    assert evidence.startswith(
+        "  db received web's TCP SYN to port 5432 by the gateway: Ether / IP / TCP 169.254.1.2:40000"
+    )
+    assert not [line for line in others if line.startswith("  db received")]
+    assert others[-1].startswith(f"  capture: {tmp_path}/web-db-")
     assert _packets(tmp_path, "src 169.254.1.2 and dst 169.254.1.3 and tcp dst port 5432")
 
 
+def test_a_hosts_own_firewall_counts() -> None:
+    """Packets for a routed host come as far as its interface, and its firewall drops them: they have not reached it."""
+    status, said = _pytest("-k", "internet", "--lab-backend", "routed", "-o", "lab_rules=")
+    assert status == 0 and "1 passed" in said, said
+
+
 def test_a_bridge_is_found_out(tmp_path: Path) -> None:
-    choice = ("-k", "web-db or internet", "--lab-backend", "bridge", "-o", "lab_rules=")
+    choice = ("-k", "web-db", "--lab-backend", "bridge", "-o", "lab_rules=")
     status, said = _pytest(*choice, "--lab-captures", str(tmp_path / "captures"))
-    assert status == 1 and "2 failed" in said, said
+    assert status == 1 and "1 failed" in said, said
     for kind in ("TCP SYN to port 22 by the gateway", "ARP request by broadcast", "raw Ethernet to db's own MAC"):
         assert f"db received web's {kind}" in said
-    assert "web reaches dom0" in said and "tcp=22, by 169.254.1.0: arrived, and was answered" in said
+    assert f"capture: {tmp_path}/captures/web-db-" in said
 
 
 @pytest.mark.parametrize(
@@ -79,10 +91,8 @@ def test_a_bridge_is_found_out(tmp_path: Path) -> None:
     [
         (("--lab-backend", "bridge"), "", 1, "the backend bridge takes no rule file, so"),
         (("--lab-backend", "nonsense"), "", 1, "there is no backend 'nonsense'; there are: bridge,"),
-        (("-o", "lab_rules=lost.rules"), "", 1, f"there is no rule file {EXAMPLE}/lost.rules"),
         ((), "/nowhere", 1, "a lab needs ip, ping, ss,"),
         (("--lab-skip-ok",), "/nowhere", 0, "1 skipped"),
-        (("-o", "lab_skip_ok=true"), "/nowhere", 0, "1 skipped"),
     ],
 )
 def test_what_cannot_be_is_told(options: tuple[str, ...], path: str, status: int, told: str) -> None:
@@ -184,8 +194,6 @@ def test_the_dead_are_not_taken_for_isolated(bridged: dict[str, str], isolation_
     guests = isolation_netns(a, b, witness=bridged["lan"])
     with pytest.raises(AssertionError, match=rf"this proves nothing.*{b} speaks with {bridged['lan']}"):
         guests.assert_isolated(a, b)
-    with pytest.raises(AssertionError, match=rf"{b} does not reach {a}[^$]*tcp=22.*never arrived"):
-        guests.assert_reaches(b, a, tcp=22)
 
 
 def test_a_namespace_that_is_not_there_is_named(isolation_netns: plugin.OfNamespaces) -> None:
