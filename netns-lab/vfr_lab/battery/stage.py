@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import secrets
-import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
 from vfr_lab.backends import GATEWAY, Backend
+from vfr_lab.capture import save
 from vfr_lab.lab import Lab, wait_until
 from vfr_lab.node import Node, NodeError
 from vfr_lab.scenario import Guest
@@ -148,15 +148,4 @@ class Stage:
 
     def capture(self, file: Path) -> Path | None:
         """Writes what was watched during this attack as a pcap file; None if nothing was."""
-        frames = sorted(
-            ((f.at, f.raw) for n in self._nodes.values() for seen in n.collected for f in (*seen.frames, *seen.own)),
-            key=lambda pair: pair[0],
-        )
-        if not frames:
-            return None
-        records = b"".join(
-            struct.pack("<IIII", int(at), int(at % 1 * 10**9), len(raw), len(raw)) + raw for at, raw in frames[:2000]
-        )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 1 << 18, 1) + records)
-        return file
+        return save(file, self._nodes.values())
