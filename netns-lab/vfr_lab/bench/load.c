@@ -4,7 +4,7 @@
  *
  *   load stream listen|connect ADDRESS PORT send|receive STREAMS SECONDS
  *   load rr     listen|connect ADDRESS PORT SECONDS      one byte there, one back, one after the other
- *   load new    listen|connect ADDRESS PORT SECONDS      TCP connections: CLIENTS at a time; the server closes first
+ *   load new    listen|connect ADDRESS PORT SECONDS fin|reset   TCP connections, CLIENTS at a time
  *   load udp    listen|connect ADDRESS PORT SECONDS      datagrams of 18 bytes, by sendmmsg and recvmmsg
  *   load ring   INTERFACE HEXFRAME SECONDS FRAMES FLOWS FIRST   a frame through an AF_PACKET ring, past the qdisc
  *
@@ -12,7 +12,8 @@
  * and datagrams, the asking end of rr and new. It measures for SECONDS, after WARM_S, says one line of JSON and
  * ends. `ring` only says what was sent, in how long; the frames are counted by whoever gets them. It ends after
  * SECONDS or, if that is not 0, about FRAMES. FLOWS > 1 gives each frame other UDP ports, that many in turn, from
- * number FIRST on. `busy_s` is what all CPUs together did meanwhile, of all processes. Every process ends with its
+ * number FIRST on. The server of `new` ends each connection at once: by FIN, and then has it in TIME_WAIT, or by
+ * reset, and neither end remembers it. `busy_s` is what all CPUs together did meanwhile, of all processes. Every process ends with its
  * standard input. An error is a line of JSON, too.
  */
 #define _GNU_SOURCE
@@ -282,10 +283,13 @@ static int rr(bool listens, struct sockaddr_in where, double seconds)
 
 /* new */
 
-static int accept_and_close(struct sockaddr_in where)
+static int accept_and_close(struct sockaddr_in where, bool resets)
 {
+	struct linger by_reset = { .l_onoff = resets };
 	int listener = listening(where, 0), fd;
 
+	if (setsockopt(listener, SOL_SOCKET, SO_LINGER, &by_reset, sizeof(by_reset))) /* those accepted have it from here */
+		die("SO_LINGER");
 	while ((fd = accept(listener, NULL, NULL)) >= 0)
 		close(fd);
 	die("accept");
@@ -319,7 +323,7 @@ static int finish(int fd)
 }
 
 /* Connections that came about; `failed` have an error; `slow` took a second, so a SYN was lost; `stuck` still do. */
-static int connect_and_close(struct sockaddr_in where, double seconds)
+static int connect_and_close(struct sockaddr_in where, double seconds, bool resets)
 {
 	int epoll = epoll_create1(0), fds[CLIENTS], count, error, last = 0;
 	long done = 0, failed = 0, slow = 0, stuck = 0;
@@ -334,6 +338,8 @@ static int connect_and_close(struct sockaddr_in where, double seconds)
 			int slot = events[i].data.u32;
 
 			error = finish(fds[slot]);
+			if (resets && error == ECONNRESET)
+				error = 0;
 			done += !error;
 			failed += !!error;
 			last = error ? error : last;
@@ -482,9 +488,9 @@ static int run(int argc, char **argv)
 		return rr(listens, at(argv[3], argv[4]), atof(argv[5]));
 	if (argc == 6 && !strcmp(mode, "udp"))
 		return udp(listens, at(argv[3], argv[4]), atof(argv[5]));
-	if (argc == 6 && !strcmp(mode, "new"))
-		return listens ? accept_and_close(at(argv[3], argv[4])) :
-				 connect_and_close(at(argv[3], argv[4]), atof(argv[5]));
+	if (argc == 7 && !strcmp(mode, "new"))
+		return listens ? accept_and_close(at(argv[3], argv[4]), !strcmp(argv[6], "reset")) :
+				 connect_and_close(at(argv[3], argv[4]), atof(argv[5]), !strcmp(argv[6], "reset"));
 	fprintf(stderr, "usage: see the head of load.c\n");
 	return 2;
 }

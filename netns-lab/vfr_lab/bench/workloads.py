@@ -27,7 +27,8 @@ CPU_UNITS: dict[Kind, str] = {"stream": "MB", "rr": "round trip", "pps": "packet
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """`client` opens, and `server` answers. `down` has a stream's bytes go to the client. `goal` is a ratio to direct
+    """`client` opens, and `server` answers. `down` has a stream's bytes go to the client. New connections end by
+    reset, so that neither end remembers them, or with `fin` by FIN, the server first. `goal` is a ratio to direct
     that is to be reached, as people say it."""
 
     name: str
@@ -38,6 +39,7 @@ class Workload:
     streams: int = 1
     down: bool = False
     goal: str = ""
+    fin: bool = False
 
     @property
     def unit(self) -> str:
@@ -75,6 +77,7 @@ WORKLOADS: tuple[Workload, ...] = (
     Workload("nat-pps", f"{NAT}, UDP in 64-byte frames", "pps", "web", "lan1", goal="≥ 0.90, ≥ 2 × routed"),
     Workload("nat-udp", f"{NAT}, UDP by sockets", "udp", "web", "lan1"),
     Workload("nat-new", f"{NAT}, new TCP connections", "new", "web", "lan1", goal="≥ 0.97"),
+    Workload("nat-new-fin", f"{NAT}, new TCP connections, in TIME_WAIT at the server", "new", "web", "lan1", fin=True),
     *(w for w in _streams("forward", FORWARD, "lan1", "web") if w.streams == 1),
     Workload("forward-rr", f"{FORWARD}, TCP round trip", "rr", "lan1", "web"),
     Workload("forward-new", f"{FORWARD}, new TCP connections", "new", "lan1", "web"),
@@ -137,7 +140,8 @@ def _udp(lab: Lab, backend: str, w: Workload, seconds: float) -> _Measured:
 
 def _new(lab: Lab, backend: str, w: Workload, seconds: float) -> _Measured:
     node, own, far = _ends(lab, backend, w)
-    seen = between(lab, "new", (node, (*own, seconds)), (w.client, (*far, seconds)), "client")
+    how = "fin" if w.fin else "reset"
+    seen = between(lab, "new", (node, (*own, seconds, how)), (w.client, (*far, seconds, how)), "client")
     if not seen["count"]:
         raise LoadError(f"no connection came about: {seen['reason'] or 'none was answered'}")
     more = {k: float(seen[k]) for k in ("failed", "slow", "stuck")}
