@@ -8,6 +8,7 @@ BPF statistics of the program at web's VIF; packets a second are counted at db w
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from statistics import median
 
+from vfr._abi import Kind
 from vfr.kernel import mounts
 from vfr.kernel.fastpath import Fastpath
 from vfr_lab.backends import backend
@@ -62,6 +64,14 @@ class Traffic:
         with Drain(self._lab, "db", interface_of(self._lab, "db", self._address)) as drain:
             seen = ring(self._lab, "web", self._device, self._frame, seconds, frames, flows, first)
             return drain.arrived() / float(seen["seconds"])
+
+    def answer(self) -> None:
+        """db says something in the same conversation: connection tracking calls it established from then on."""
+        web = self._lab.backend.address(self._lab, "db", "web")
+        device, raw = frame(self._lab, "db", web)
+        with Drain(self._lab, "web", interface_of(self._lab, "web", web)) as drain:
+            ring(self._lab, "db", device, raw, 60, 1)
+            assert drain.arrived()
 
     def new(self, count: int = NEW_FRAMES) -> float:
         """The same, of frames that each begin a conversation that there has not been."""
@@ -122,7 +132,8 @@ def vfr_rules(lab: Lab, vfr: VfrBackend) -> Iterator[Point]:
         stage.apply(lab, vfr, _allowed(count))
         yield Point("rules", count, "vfr", "to put in force", time.monotonic() - began, "s")
         traffic = Traffic(lab, "vfr", "rules")
-        traffic._next = 0
+        traffic.send(1)
+        traffic.answer()
         yield from traffic.points(count, "established", lambda t=traffic: t.send(0))  # type: ignore[misc]
         yield from traffic.points(count, "new", traffic.new)
         _forget(lab)
@@ -143,9 +154,10 @@ def routed_rules(lab: Lab) -> Iterator[Point]:
         yield Point("rules", count, "routed", "to put in force", time.monotonic() - began, "s")
         done = count
         traffic = Traffic(lab, "routed", "rules")
-        traffic.send(256)
+        traffic.send(1)
+        traffic.answer()
         yield from traffic.points(count, "established", lambda t=traffic: t.send(0))  # type: ignore[misc]
-        yield from traffic.points(count, "new", lambda t=traffic: t.new(1024))  # type: ignore[misc]
+        yield from traffic.points(count, "new", lambda t=traffic: t.new(256))  # type: ignore[misc]
         lab.exec("dom0", "conntrack", "-F")
 
 
@@ -267,8 +279,6 @@ def _burst_by_python(lab: Lab, names: list[str]) -> Iterator[Point]:
 
 def _burst_by_commands(lab: Lab, names: list[str]) -> Iterator[Point]:
     """All at once, a command each; a command's time includes its wait for those before it."""
-    import subprocess
-
     assert isinstance(lab.backend, VfrBackend)
     add = [lab.backend.command, "domain", "add"]
     began, taken = time.monotonic(), []
@@ -303,12 +313,14 @@ def _weight(lab: Lab, before: dict[str, int], after: dict[str, int]) -> Iterator
     with _fastpath(lab) as fastpath:
         slot = max(fastpath.domains())
         total = 0
-        for name in ("sessions", "inbound", "mappings", "fragments"):
-            inner = fastpath.inner(name, slot)
+        tables = [(name, slot) for name in ("sessions", "inbound", "mappings", "fragments")]
+        tables += [("closing", slot * Kind.KINDS + kind) for kind in range(Kind.KINDS)]
+        for name, place in tables:
+            inner = fastpath.inner(name, place)
             assert inner is not None
             total += _memlock(inner.fd)
             inner.close()
-    yield Point("memory", 1, "vfr", "its four tables, memlock", total / 1024, "kB")
+    yield Point("memory", 1, "vfr", "its tables, by memlock", total / 1024, "kB")
     for kind in ("Slab", "Percpu"):
         grown = (after[kind] - before[kind]) / BURST / 1024
         yield Point("memory", BURST, "vfr", f"{kind} a domain, veth and all", grown, "kB")
