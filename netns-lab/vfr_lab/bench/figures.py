@@ -14,7 +14,8 @@ BOUND = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One workload, once, on one backend. `value` is None if it could not be had, and `reason` says why.
+    """One workload, once, on one backend. `value` is None if it could not be had, and `reason` says why; with a value
+    it says why some of it failed.
 
     `cpu_us` is what all CPUs did for one unit (a packet, a round trip, a connection, 1,000,000 bytes), in microseconds.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -35,10 +36,19 @@ def program() -> str:
     return str(PROGRAM)
 
 
+def cpus() -> tuple[int, int]:
+    """Two CPUs, one for each end: left to itself the scheduler puts both ends on one at times, and figures halve.
+
+    One and the same if there is only one.
+    """
+    usable = sorted(os.sched_getaffinity(0))
+    return usable[0], usable[-1]
+
+
 @contextmanager
-def _end(lab: Lab, node: str, arguments: Sequence[object]) -> Iterator[subprocess.Popen[str]]:
-    """The program in a node; it ends with the block, by the end of its standard input."""
-    argv = lab.argv(node, [program(), *map(str, arguments)])
+def _end(lab: Lab, node: str, arguments: Sequence[object], cpu: int) -> Iterator[subprocess.Popen[str]]:
+    """The program in a node, on that CPU; it ends with the block, by the end of its standard input."""
+    argv = lab.argv(node, ["taskset", "-c", str(cpu), program(), *map(str, arguments)])
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None and process.stdout is not None
     try:
@@ -54,7 +64,7 @@ def _end(lab: Lab, node: str, arguments: Sequence[object]) -> Iterator[subproces
 
 def _line(ends: Sequence[subprocess.Popen[str]], what: str) -> tuple[int, str]:
     """Whose line came first, and the line. LoadError if none comes in time."""
-    outputs = [end.stdout for end in ends]
+    outputs = [end.stdout for end in ends if end.stdout is not None]
     ready = select.select(outputs, [], [], PATIENCE_S)[0]
     if not ready:
         raise LoadError(f"{what} said nothing for {PATIENCE_S} s")
@@ -71,16 +81,22 @@ def _answer(line: str, what: str) -> dict[str, Any]:
 
 
 def between(
-    lab: Lab, mode: str, server: tuple[str, Sequence[object]], client: tuple[str, Sequence[object]], measures: str
+    lab: Lab,
+    mode: str,
+    server: tuple[str, Sequence[object]],
+    client: tuple[str, Sequence[object]],
+    measures: str,
+    one_cpu: bool = False,
 ) -> dict[str, Any]:
     """What the measuring end ("server" or "client") says. Each end is its node, and its arguments after the mode's
     listen or connect. LoadError if either end fails."""
     names = ("server", "client")
-    with _end(lab, server[0], [mode, "listen", *server[1]]) as listener:
+    first, last = cpus()
+    with _end(lab, server[0], [mode, "listen", *server[1]], last if one_cpu else first) as listener:
         _, line = _line([listener], f"the {mode} server")
         if line != "up\n":
             raise LoadError(f"the {mode} server: {line.strip()}")
-        with _end(lab, client[0], [mode, "connect", *client[1]]) as connector:
+        with _end(lab, client[0], [mode, "connect", *client[1]], last) as connector:
             ends = [listener, connector]
             who, line = _line(ends, mode)
             if not line and names[who] != measures:  # the other end is done, and what it was for comes now
@@ -93,7 +109,7 @@ def ring(
     lab: Lab, node: str, interface: str, frame: bytes, seconds: float, frames: int = 0, flows: int = 1, first: int = 0
 ) -> dict[str, Any]:
     """Sends a frame by a ring, as load.c says: {"sent", "seconds", "busy_s"}."""
-    with _end(lab, node, ["ring", interface, frame.hex(), seconds, frames, flows, first]) as sender:
+    with _end(lab, node, ["ring", interface, frame.hex(), seconds, frames, flows, first], cpus()[1]) as sender:
         return _answer(_line([sender], "the ring")[1], "the ring")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib import pyplot
@@ -25,7 +26,7 @@ COLOURS = {
     "vde": "#c95d63",
 }
 OTHER = "#a08060"
-_STYLE = {
+_STYLE: Any = {
     "font.size": 9,
     "svg.fonttype": "path",
     "svg.hashsalt": "vfr",  # the same report makes the same files

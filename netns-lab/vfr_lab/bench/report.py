@@ -41,8 +41,10 @@ the generator reaches with no backend at all (over a loopback; frames: into a de
 
 What is counted has arrived: bytes and datagrams read by the receiver, frames counted and dropped where the receiver's
 stack begins (nftables, netdev ingress), connections that were made and then ended by the server. The generator of
-frames runs on the CPU that then does the path's work, so its own time is in every such row. A stream is read and
-written in blocks of 256 kB.
+frames runs on the CPU that then does the path's work, so its own time is in every such row; the frames go one way. A
+stream is read and written in blocks of 256 kB. Each end of streams and datagrams is kept on a CPU of its own; both ends
+of round trips and of new connections on one, so that a row has the path in it, and not an idle CPU's waking up. The
+host and the LAN's machine have one cable between them, and no switch.
 """
 
 
@@ -129,7 +131,9 @@ def _speed(report: Report) -> str:
     rows = [
         [f"{w.sentence} ({w.unit})", *(_cell(report, w, b) for b in report.columns), w.goal] for w in report.workloads
     ]
-    return _table(["", *(f"`{b}`" if b != LIMIT else "generator alone" for b in report.columns), "goal, × direct"], rows)
+    return _table(
+        ["", *(f"`{b}`" if b != LIMIT else "generator alone" for b in report.columns), "goal, × direct"], rows
+    )
 
 
 def _peers(report: Report) -> str:
@@ -174,7 +178,9 @@ def _scale(report: Report, what: str) -> str:
         found = {p.size: p for p in points if (p.backend, p.measure) == (by, measure)}
         cells = [f"{short(found[s].value)} {found[s].unit}" if s in found else NOT_HAD for s in sizes]
         both = [found[s].value for s in (sizes[0], sizes[-1]) if s in found]
-        rows.append([f"`{by}`, {measure}", *cells, f"{both[1] / both[0]:.2f} ×" if len(both) == 2 and len(sizes) > 1 else ""])
+        rows.append(
+            [f"`{by}`, {measure}", *cells, f"{both[1] / both[0]:.2f} ×" if len(both) == 2 and len(sizes) > 1 else ""]
+        )
     return _table(["", *(f"{s:,}" for s in sizes), "last / first"], rows)
 
 
@@ -187,8 +193,10 @@ def _reasons(report: Report) -> Iterator[str]:
         for b in report.columns:
             for what in ("failed", "slow", "stuck"):
                 total = sum(of(report.samples, b, w.name, what).values())
+                why = {s.reason for s in report.samples if (s.backend, s.workload) == (b, w.name) and s.reason}
                 if total:
-                    yield f"* `{b}`, {w.name}: {total:.0f} connections {_TROUBLE[what]}, in all rounds together"
+                    text = f"* `{b}`, {w.name}: {total:.0f} connections {_TROUBLE[what]}, in all rounds together"
+                    yield text + (f" ({', '.join(sorted(why))})" if what == "failed" else "")
 
 
 _TROUBLE = {"failed": "failed", "slow": "took a second or more", "stuck": "were not there yet at the end"}
@@ -204,10 +212,10 @@ def as_markdown(report: Report) -> str:
         "## Speed",
         _speed(report),
         _NOTES.strip(),
-        *_reasons(report),
+        "\n".join(_reasons(report)),
     ]
     if "vfr" in report.backends and len(report.backends) > 1:
-        parts += ["## VFR and each peer", _peers(report)]
+        parts += ["## VFR and each peer (round trips: less is better)", _peers(report)]
     if latencies := _latencies(report):
         parts += ["## Round trips", latencies]
     parts += ["## What all CPUs do for it, by /proc/stat", _cpu(report)]
@@ -215,4 +223,4 @@ def as_markdown(report: Report) -> str:
         parts += ["## What VFR's programs take, by the kernel's BPF statistics", _programs(report)]
     for what in dict.fromkeys(p.what for p in report.scale):
         parts += [f"## {_SCALE_TITLES[what]} (goal: {_SCALE_GOALS[what]})", _scale(report, what)]
-    return "\n\n".join(p.strip() for p in parts) + "\n"
+    return "\n\n".join(p.strip() for p in parts if p) + "\n"

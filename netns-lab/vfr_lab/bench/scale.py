@@ -146,7 +146,9 @@ def routed_rules(lab: Lab) -> Iterator[Point]:
     done = 0
     for count in RULES:
         path = lab.files / "bench.nft"
-        lines = (f"insert rule inet routed forward {web} {db} udp dport {1 + n % 19000} drop" for n in range(done, count))
+        lines = (
+            f"insert rule inet routed forward {web} {db} udp dport {1 + n % 19000} drop" for n in range(done, count)
+        )
         first = f"insert rule inet routed forward {web} {db} ct state established accept"
         path.write_text("\n".join([*lines, first]) + "\n")
         began = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from vfr_lab.bench.figures import Sample
 from vfr_lab.bench.load import Drain, LoadError, between, frame, interface_of, ring
@@ -22,7 +22,13 @@ UNITS: dict[Kind, str] = {
     "udp": "datagrams/s",
     "new": "connections/s",
 }
-CPU_UNITS: dict[Kind, str] = {"stream": "MB", "rr": "round trip", "pps": "packet", "udp": "datagram", "new": "connection"}
+CPU_UNITS: dict[Kind, str] = {
+    "stream": "MB",
+    "rr": "round trip",
+    "pps": "packet",
+    "udp": "datagram",
+    "new": "connection",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,21 +94,31 @@ def named(only: list[str]) -> list[Workload]:
     """The workloads with one of these texts in their name; all, if there are no texts. LookupError if there is none."""
     chosen = [w for w in WORKLOADS if not only or any(text in w.name for text in only)]
     if not chosen:
-        raise LookupError(f"no workload has {' or '.join(only)} in its name; there are: {', '.join(w.name for w in WORKLOADS)}")
+        raise LookupError(
+            f"no workload has {' or '.join(only)} in its name; there are: {', '.join(w.name for w in WORKLOADS)}"
+        )
     return chosen
 
 
 def measure(lab: Lab, backend: str, workload: Workload, round_: int, seconds: float) -> Sample:
     """One sample. A backend by which it cannot be had gives one without a value, and with the reason."""
     try:
-        value, busy_s, units, more = _RUN[workload.kind](lab, backend, workload, seconds)
+        m = _RUN[workload.kind](lab, backend, workload, seconds)
     except LoadError as error:
         return Sample(round_, backend, workload.name, None, reason=str(error))
-    return Sample(round_, backend, workload.name, value, busy_s / units * 1e6 if units else None, more)
+    return Sample(
+        round_, backend, workload.name, m.value, m.busy_s / m.units * 1e6 if m.units else None, m.more, m.reason
+    )
 
 
-# Each: the value, what the CPUs did meanwhile in seconds, for how many units, and what else is worth keeping.
-_Measured = tuple[float, float, float, dict[str, float]]
+class _Measured(NamedTuple):
+    """The value, what all CPUs did meanwhile in seconds, for how many units, and what else is worth keeping."""
+
+    value: float
+    busy_s: float
+    units: float
+    more: dict[str, float]
+    reason: str = ""
 
 
 def _ends(lab: Lab, backend: str, w: Workload) -> tuple[str, tuple[str, int], tuple[str, int]]:
@@ -123,29 +139,30 @@ def _stream(lab: Lab, backend: str, w: Workload, seconds: float) -> _Measured:
     server = (node, (*own, here, w.streams, seconds))
     client = (w.client, (*far, there, w.streams, seconds))
     seen = between(lab, "stream", server, client, "client" if w.down else "server")
-    return seen["bytes"] * 8 / seen["seconds"] / 1e9, seen["busy_s"], seen["bytes"] / 1e6, {}
+    return _Measured(seen["bytes"] * 8 / seen["seconds"] / 1e9, seen["busy_s"], seen["bytes"] / 1e6, {})
 
 
 def _rr(lab: Lab, backend: str, w: Workload, seconds: float) -> _Measured:
     node, own, far = _ends(lab, backend, w)
-    seen = between(lab, "rr", (node, (*own, seconds)), (w.client, (*far, seconds)), "client")
-    return seen["p50_us"], seen["busy_s"], seen["count"], {k: seen[k] for k in ("p99_us", "p999_us", "count")}
+    seen = between(lab, "rr", (node, (*own, seconds)), (w.client, (*far, seconds)), "client", one_cpu=True)
+    more = {k: float(seen[k]) for k in ("p99_us", "p999_us", "count")}
+    return _Measured(seen["p50_us"], seen["busy_s"], seen["count"], more)
 
 
 def _udp(lab: Lab, backend: str, w: Workload, seconds: float) -> _Measured:
     node, own, far = _ends(lab, backend, w)
     seen = between(lab, "udp", (node, (*own, seconds)), (w.client, (*far, seconds)), "server")
-    return seen["count"] / seen["seconds"], seen["busy_s"], seen["count"], {}
+    return _Measured(seen["count"] / seen["seconds"], seen["busy_s"], seen["count"], {})
 
 
 def _new(lab: Lab, backend: str, w: Workload, seconds: float) -> _Measured:
     node, own, far = _ends(lab, backend, w)
     how = "fin" if w.fin else "reset"
-    seen = between(lab, "new", (node, (*own, seconds, how)), (w.client, (*far, seconds, how)), "client")
+    seen = between(lab, "new", (node, (*own, seconds, how)), (w.client, (*far, seconds, how)), "client", one_cpu=True)
     if not seen["count"]:
         raise LoadError(f"no connection came about: {seen['reason'] or 'none was answered'}")
     more = {k: float(seen[k]) for k in ("failed", "slow", "stuck")}
-    return seen["count"] / seen["seconds"], seen["busy_s"], seen["count"], more
+    return _Measured(seen["count"] / seen["seconds"], seen["busy_s"], seen["count"], more, seen["reason"])
 
 
 def _pps(lab: Lab, backend: str, w: Workload, seconds: float) -> _Measured:
@@ -158,7 +175,7 @@ def _pps(lab: Lab, backend: str, w: Workload, seconds: float) -> _Measured:
         arrived = drain.arrived()
     if not arrived:
         raise LoadError(f"none of {seen['sent']} frames arrived")
-    return arrived / seen["seconds"], seen["busy_s"], arrived, {"sent_per_s": seen["sent"] / seen["seconds"]}
+    return _Measured(arrived / seen["seconds"], seen["busy_s"], arrived, {"sent_per_s": seen["sent"] / seen["seconds"]})
 
 
 def _into_nothing(lab: Lab, w: Workload, seconds: float) -> _Measured:
@@ -172,7 +189,7 @@ def _into_nothing(lab: Lab, w: Workload, seconds: float) -> _Measured:
         seen = ring(lab, w.client, "nothing", bytes(60), seconds)
     finally:
         lab.ip(w.client, "link", "del", "nothing")
-    return seen["sent"] / seen["seconds"], seen["busy_s"], seen["sent"], {}
+    return _Measured(seen["sent"] / seen["seconds"], seen["busy_s"], seen["sent"], {})
 
 
 _RUN: dict[Kind, Callable[[Lab, str, Workload, float], _Measured]] = {
