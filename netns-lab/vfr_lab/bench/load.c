@@ -35,7 +35,7 @@
 #include <unistd.h>
 
 #define WARM_S 0.1
-#define DEADLINE_S 10 /* for a connection to come about, or an answer to arrive */
+#define DEADLINE_S 3 /* for a connection to come about, or an answer to arrive */
 #define BUFFER (256 << 10)
 #define STREAMS 64
 #define SAMPLES (4 << 20)
@@ -380,7 +380,7 @@ static int udp(bool listens, struct sockaddr_in where, double seconds)
 		die("a UDP socket");
 	fill(messages, data, bytes);
 	if (!listens) {
-		for (end = now() + DEADLINE_S; now() < end;)
+		for (end = now() + WARM_S + seconds + DEADLINE_S; now() < end;)
 			if (sendmmsg(fd, messages, DATAGRAMS, 0) < 0 && errno != ENOBUFS && errno != ECONNREFUSED)
 				die("sendmmsg");
 		return 0;

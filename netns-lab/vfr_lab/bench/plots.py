@@ -76,6 +76,7 @@ def _bars(axes: Axes, rows: list[str], columns: dict[str, list[float | None]]) -
         at = [row + (number - (len(columns) - 1) / 2) * thick for row in range(len(rows))]
         axes.barh(at, [v or 0 for v in values], thick * 0.9, color=_colour(backend), label=backend)
     axes.set_yticks(range(len(rows)), rows)
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
 
