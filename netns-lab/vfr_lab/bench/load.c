@@ -436,8 +436,9 @@ static void give_ports(unsigned char *frame, unsigned long n)
 	memcpy(frame + UDP_PORTS, ports, sizeof(ports));
 }
 
-/* Fills the whole ring from flow number n on, and waits until all of it is sent. */
-static void send_ring(int fd, char *mapped, int length, unsigned long flows, unsigned long n)
+/* Fills the whole ring from flow number n on, and waits until all of it is sent. A device whose queue is full is asked
+ * again, until then. */
+static void send_ring(int fd, char *mapped, int length, unsigned long flows, unsigned long n, double until)
 {
 	for (int i = 0; i < RING_FRAMES; i++) {
 		struct tpacket2_hdr *header = (struct tpacket2_hdr *)(mapped + i * RING_FRAME);
@@ -447,8 +448,9 @@ static void send_ring(int fd, char *mapped, int length, unsigned long flows, uns
 		header->tp_len = length;
 		__atomic_store_n(&header->tp_status, TP_STATUS_SEND_REQUEST, __ATOMIC_RELEASE);
 	}
-	if (send(fd, NULL, 0, 0) < 0)
-		die("sending");
+	while (send(fd, NULL, 0, 0) < 0 && now() < until)
+		if (errno != ENOBUFS)
+			die("sending");
 }
 
 static int ring(const char *interface, const char *hex, double seconds, unsigned long frames, unsigned long flows,
@@ -470,7 +472,7 @@ static int ring(const char *interface, const char *hex, double seconds, unsigned
 	for (int i = 0; i < RING_FRAMES; i++)
 		memcpy(mapped + i * RING_FRAME + RING_DATA, frame, length);
 	for (from = now(), cpu = busy(); now() - from < seconds && (!frames || sent < frames); sent += RING_FRAMES)
-		send_ring(fd, mapped, length, flows, first + sent % flows);
+		send_ring(fd, mapped, length, flows, first + sent % flows, from + seconds);
 	printf("{\"sent\": %lu, \"seconds\": %.6f, \"busy_s\": %.2f}\n", sent, now() - from, busy() - cpu);
 	return 0;
 }

@@ -115,7 +115,9 @@ def _cell(report: Report, w: Workload, backend: str) -> str:
     found = figure(list(of(report.samples, backend, w.name).values()))
     if found is None:
         return NOT_HAD
-    text = f"{short(found.median)} [{short(found.low)}, {short(found.high)}]"
+    text = short(found.median)
+    if found.count > 1:
+        text += f" [{short(found.low)}, {short(found.high)}]"
     to_direct = ratio(report.samples, w.name, backend, DIRECT)
     if to_direct and backend not in (DIRECT, LIMIT):
         text += f" **{to_direct.median:.2f} ×**"
