@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,17 @@ def test_the_tables_say_what_the_samples_do() -> None:
     assert "| `vif_ingress` | 120 | 1,000 |" in text
     rows = [re.findall(r"(?<!\\)\|", line) for line in text.splitlines() if line.startswith("|")]
     assert rows and all(len(row) >= 3 for row in rows)
+
+
+def test_a_run_of_sizes_only_has_only_their_tables() -> None:
+    points = (
+        Point("attach", 100, "vfr", "a command each, p99", 79752.3, "ms"),
+        Point("rules", 10, "vfr", "new, arrived", 100.0, "packets/s", 90.0, 115.0),
+    )
+    only = replace(_report(), samples=(), costs=(), scale=points)
+    text = as_markdown(only)
+    assert "## Speed" not in text and "| 100 |\n" in text and "| `vfr`, a command each, p99 | 79,752 ms |" in text
+    assert "| `vfr`, new, arrived | 100 packets/s ~ |" in text
 
 
 def test_the_json_has_every_sample() -> None:

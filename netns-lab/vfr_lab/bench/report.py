@@ -172,18 +172,30 @@ def _programs(report: Report) -> str:
 
 
 def _scale(report: Report, what: str) -> str:
-    """Sizes from left to right; the last column is the greatest size's figure over the least's."""
+    """Sizes from left to right; then the greatest size's figure over the least's, if the figure is a cost or a rate."""
     points = [p for p in report.scale if p.what == what]
     sizes = sorted({p.size for p in points})
     rows = []
     for by, measure in dict.fromkeys((p.backend, p.measure) for p in points):
         found = {p.size: p for p in points if (p.backend, p.measure) == (by, measure)}
-        cells = [f"{short(found[s].value)} {found[s].unit}" if s in found else NOT_HAD for s in sizes]
-        both = [found[s].value for s in (sizes[0], sizes[-1]) if s in found]
-        rows.append(
-            [f"`{by}`, {measure}", *cells, f"{both[1] / both[0]:.2f} ×" if len(both) == 2 and len(sizes) > 1 else ""]
-        )
-    return _table(["", *(f"{s:,}" for s in sizes), "last / first"], rows)
+        cells = [_size_cell(found[s]) if s in found else NOT_HAD for s in sizes]
+        rows.append([f"`{by}`, {measure}", *cells, _growth(found, sizes)])
+    head = ["", *(f"{s:,}" for s in sizes), "last / first"]
+    grows = any(row[-1] for row in rows)
+    return _table(head if grows else head[:-1], rows if grows else [row[:-1] for row in rows])
+
+
+def _size_cell(p: Point) -> str:
+    text = f"{p.value:,.0f}" if p.unit == "ms" and p.value >= 100 else short(p.value)
+    noisy = p.low is not None and p.high is not None and Figure(p.value, p.low, p.high, 0).is_noisy
+    return f"{text} {p.unit}" + (" ~" if noisy else "")
+
+
+def _growth(found: dict[int, Point], sizes: Sequence[int]) -> str:
+    first, last = found.get(sizes[0]), found.get(sizes[-1])
+    if first is None or last is None or first is last or first.unit not in ("ns", "packets/s"):
+        return ""
+    return f"{last.value / first.value:.2f} ×"
 
 
 def _reasons(report: Report) -> Iterator[str]:
@@ -211,16 +223,13 @@ def as_markdown(report: Report) -> str:
         "# Benchmark",
         f"{m['date']}, commit {m['commit']}, Linux {m['kernel']}, {m['cpus']} CPUs ({m['cpu']}), load before it"
         f" {m['load_before']}. {o['rounds']} rounds of {o['seconds']} s a workload.",
-        "## Speed",
-        _speed(report),
-        _NOTES.strip(),
-        "\n".join(_reasons(report)),
     ]
-    if "vfr" in report.backends and len(report.backends) > 1:
-        parts += ["## VFR and each peer (round trips: less is better)", _peers(report)]
-    if latencies := _latencies(report):
-        parts += ["## Round trips", latencies]
-    parts += ["## What all CPUs do for it, by /proc/stat", _cpu(report)]
+    if report.workloads:
+        parts += ["## Speed", _speed(report), _NOTES.strip(), "\n".join(_reasons(report))]
+        if "vfr" in report.backends and len(report.backends) > 1:
+            parts += ["## VFR and each peer (round trips: less is better)", _peers(report)]
+        parts += ["## Round trips", latencies] if (latencies := _latencies(report)) else []
+        parts += ["## What all CPUs do for it, by /proc/stat", _cpu(report)]
     if report.costs:
         parts += ["## What VFR's programs take, by the kernel's BPF statistics", _programs(report)]
     for what in dict.fromkeys(p.what for p in report.scale):

@@ -41,7 +41,8 @@ FIRST_MADE_UP = 1_000_000  # interface indexes that no interface has
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One figure at one size. `what` is the table it belongs to."""
+    """One figure at one size, and from what to what it scattered, if it was had more than once. `what` is the table
+    it belongs to."""
 
     what: str
     size: int
@@ -49,6 +50,8 @@ class Point:
     measure: str
     value: float
     unit: str
+    low: float | None = None
+    high: float | None = None
 
 
 class Traffic:
@@ -82,11 +85,12 @@ class Traffic:
 
     def points(self, size: int, measure: str, send: Callable[[], float]) -> Iterator[Point]:
         """Packets a second, and for VFR nanoseconds a packet, medians of REPEATS."""
-        rates = [send() for _ in range(REPEATS)]
-        yield Point(self._what, size, self._by, f"{measure}, packets/s", median(rates), "packets/s")
+        yield self._point(size, f"{measure}, arrived", [send() for _ in range(REPEATS)], "packets/s")
         if self._by == "vfr":
-            ns = [self._ns(send) for _ in range(REPEATS)]
-            yield Point(self._what, size, self._by, f"{measure}, program", median(ns), "ns")
+            yield self._point(size, f"{measure}, program", [self._ns(send) for _ in range(REPEATS)], "ns")
+
+    def _point(self, size: int, measure: str, seen: list[float], unit: str) -> Point:
+        return Point(self._what, size, self._by, measure, median(seen), unit, min(seen), max(seen))
 
     def _ns(self, send: Callable[[], float]) -> float:
         with cost.statistics():
