@@ -19,7 +19,7 @@ HEADERS  := $(wildcard fastpath/*.h)
 
 include fastpath/native/native.mk
 
-.PHONY: port-rate all packages vm-packages build abi lab lab-down test test-6.1 verifier check clean
+.PHONY: bench port-rate all packages vm-packages build abi lab lab-down test test-6.1 verifier check clean
 all: build
 
 # apt is asked only when something is missing, so that every other run is quick and needs no network.
@@ -83,6 +83,10 @@ verifier: build
 # A minute of 2,000 connections a second through 1024 outside ports.
 port-rate: build
 	VFR_LONG=1 $(VENV)/bin/pytest -s tests/lab/test_port_rate.py
+
+# Speed beside other backends, and what size costs: a quarter of an hour. BENCH="--plots docs/bench" draws it as well.
+bench: build
+	$(VENV)/bin/vfr-lab bench --json build/bench.json --markdown build/bench.md $(BENCH)
 
 clean:
 	rm -rf $(BUILD) build

@@ -13,7 +13,7 @@
 #include "session.h"
 
 #define E2BIG 7
-#define FORGET_TRIES 16
+#define FORGET_TRIES 64 /* entries of a queue that are looked at: what was begun anew is no more to be forgotten */
 #define MAPPING_TAKEN (-0x40000000) /* vfr_mapping.open of one that is being deleted */
 
 /* Whether one more event keeps to `per_s` a second, with as many at once as a second allows. The word

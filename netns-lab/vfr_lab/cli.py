@@ -156,6 +156,26 @@ def attack(
     sys.exit(command.attack(backend or [], battery, prefix, {k: f for k, f in files.items() if f}, jobs, shuffle))
 
 
+@app.command()
+def bench(
+    backend: Annotated[list[str] | None, typer.Option(help="Only this one and direct; may be given again.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only workloads with this in their name, or `scale`; may be given again.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each backend is measured.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.05, max=5, help="How long each workload is measured.")] = 0.5,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write every sample as JSON.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables as Markdown.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Write pictures into this directory.")] = None,
+    prefix: Prefix = "bench-",
+) -> None:
+    """Measure backends one beside the other, and what size costs VFR. A quarter of an hour, with nothing else running."""
+    from vfr_lab.bench.command import Options
+    from vfr_lab.bench.command import bench as run
+
+    run(Options(backend or (), only or (), rounds, seconds, prefix, json_, markdown, plots))
+
+
 def main() -> None:
     """The `vfr-lab` command."""
     try:

@@ -21,7 +21,7 @@ from pathlib import Path
 from vfr_lab.backends import Backend, missing
 from vfr_lab.backends import backend as backend_named
 from vfr_lab.backends.vfr import VfrBackend
-from vfr_lab.scenario import SCENARIOS, XEN, LanHost, Scenario
+from vfr_lab.scenario import SCENARIOS, XEN, Guest, LanHost, Scenario
 
 BUILD = Path(__file__).resolve().parents[2] / "build"
 NETNS = Path("/run/netns")
@@ -121,7 +121,7 @@ class Lab:
         self._make_nodes()
         self._make_keys()
         for guest in self.scenario.guests:
-            self._start_machine(guest.name)
+            self._start_machine(guest)
         for host in (*self.scenario.lan, self.scenario.inet):
             if host.serves:
                 self._start_service(host.name)
@@ -134,7 +134,8 @@ class Lab:
         (self.files / "backend").write_text(self.backend.name)
         self.backend.up(self)
         for guest in self.scenario.guests:
-            self._wait_for_port(guest.name, 22)
+            if guest.sshd:
+                self._wait_for_port(guest.name, 22)
         (self.files / "up").touch()
 
     def rewire(self, backend: Backend) -> None:
@@ -232,14 +233,14 @@ class Lab:
         )
         return path
 
-    def _start_machine(self, guest: str) -> None:
-        """The guest's init: it names the machine, gives it a /run of its own, and becomes sshd."""
-        config = self._sshd_config(guest)
-        script = (
-            f"hostname {guest} && mount -t tmpfs run /run && mkdir /run/sshd && exec /usr/sbin/sshd -D -e -f '{config}'"
-        )
+    def _start_machine(self, guest: Guest) -> None:
+        """The guest's init: it names the machine, gives it a /run of its own, and becomes sshd, or does nothing."""
+        name, work = guest.name, "exec sleep infinity"
+        if guest.sshd:
+            work = f"mkdir /run/sshd && exec /usr/sbin/sshd -D -e -f '{self._sshd_config(name)}'"
+        script = f"hostname {name} && mount -t tmpfs run /run && {work}"
         apart = ["unshare", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        self.spawn(guest, ["ip", "netns", "exec", self.netns(guest), *apart, "sh", "-c", script])
+        self.spawn(name, ["ip", "netns", "exec", self.netns(name), *apart, "sh", "-c", script])
 
     def _start_service(self, host: str) -> None:
         self.spawn(host, ["ip", "netns", "exec", self.netns(host), sys.executable, "-m", "vfr_lab.echo"])

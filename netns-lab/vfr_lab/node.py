@@ -17,16 +17,16 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from vfr_lab.lab import DEADLINE_S, Lab, LabError
+from vfr_lab.lab import DEADLINE_S, LabError
 
 # What is on its way when an attack ends has arrived by then: nothing in the lab is farther than some softirqs.
 SETTLE_S = 0.15
@@ -95,10 +95,20 @@ class NodeError(Exception):
     """The node's kernel said no; the text is its own word."""
 
 
+class Place(Protocol):
+    """Where nodes are: a `Lab`, or namespaces that somebody else made. How its commands run in one of them."""
+
+    def argv(self, node: str, command: Sequence[str]) -> list[str]: ...
+    def ip(self, node: str, *arguments: str) -> str: ...
+    def exec(
+        self, node: str, *command: str, check: bool = True, timeout: float = 60
+    ) -> subprocess.CompletedProcess[str]: ...
+
+
 class Node:
     """A node of a lab, from `with` to its end. `journal` gets a line for all that is done here."""
 
-    def __init__(self, lab: Lab, name: str, journal: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(self, lab: Place, name: str, journal: Callable[[str], None] = lambda line: None) -> None:
         self.lab, self.name, self._journal = lab, name, journal
         self.collected: list[Seen] = []
 

@@ -17,11 +17,12 @@ class LanHost:
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A domain, with an sshd of its own. `forward` is the LAN port that is to lead there."""
+    """A domain. `forward` is the LAN port that is to lead to its port 22, where an sshd of its own is, or is not."""
 
     name: str
     address: str
     forward: int | None = None
+    sshd: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,4 +77,12 @@ XEN = Scenario(
 )
 # The same with three guests whose addresses every backend can give: what backends are judged by.
 JUDGE = replace(XEN, name="judge", guests=XEN.guests[:3])
-SCENARIOS = {s.name: s for s in (XEN, JUDGE)}
+# For measuring: nothing but what is measured runs, and a guest's port 22 is free for the end of a forward.
+BENCH = replace(
+    JUDGE,
+    name="bench",
+    lan=(replace(XEN.lan[0], serves=False),),
+    inet=replace(XEN.inet, serves=False),
+    guests=tuple(replace(guest, sshd=False) for guest in JUDGE.guests),
+)
+SCENARIOS = {s.name: s for s in (XEN, JUDGE, BENCH)}

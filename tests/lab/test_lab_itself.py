@@ -53,7 +53,7 @@ def test_down_from_half_way() -> None:
     try:
         one._make_nodes()
         one._make_keys()
-        one._start_machine("web")
+        one._start_machine(one.scenario.guests[0])
         assert not one.is_up()
     finally:
         one.down()

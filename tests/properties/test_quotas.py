@@ -389,6 +389,17 @@ def test_a_used_up_block_gives_the_port_that_has_been_closing_longest(bench: Ben
         assert _outside(bench, port, "A") == outside[port], "one that lived lost its port"
 
 
+def test_one_that_begins_anew_again_and_again_costs_no_port_of_the_others(bench: Bench) -> None:
+    """As where a remote in TIME_WAIT answers each SYN by a challenge, and the domain that by a reset."""
+    bench.reset(_router())
+    for port in range(1000, 1000 + BLOCK):
+        _establish_outside(bench, port)
+        assert _outside(bench, port, "RA")
+    for _ in range(2 * BLOCK):
+        assert _outside(bench, 1000) and _outside(bench, 1000, "R")
+    assert len({_outside(bench, 2000 + number) for number in range(BLOCK)}) == BLOCK
+
+
 def test_a_late_segment_of_a_forgotten_conversation_finds_nothing(bench: Bench) -> None:
     """Not even the one that has its port now: the remote's port or address differs, or it is the same and TCP's
     own business."""

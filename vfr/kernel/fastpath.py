@@ -36,7 +36,9 @@ _PROTOCOL_SPACE = {"tcp": Space.SPACE_TCP, "udp": Space.SPACE_UDP}
 # Maps that no program reads, beside the object's: what control notes down in the kernel, for as long as
 # the kernel's own state lives. Name -> (value size, places).
 _DIGEST_SIZE = 64
-# What is remembered of a domain's closing conversations, beside those that hold an outside port.
+# How many of a domain's conversations that are over are remembered in their order. One that is begun anew under the same
+# key, as where a remote in TIME_WAIT answers a SYN by a challenge, stands there again: hence several for a port.
+CLOSING_PER_PORT = 4
 _CLOSING_NEAR, _CLOSING_INBOUND = 256, 256
 _RULES = {"allow": Rule.RULE_ALLOW, "reject": Rule.RULE_REJECT}
 _TABLES = ("sessions", "inbound", "mappings", "fragments")
@@ -349,7 +351,7 @@ class Fastpath:
         self._maps["complete"].set(_u32(slot), _u32(0))
         self.new_runtime(slot)
         places = {name: [(slot, entries)] for name, entries in _table_sizes(limits, port_count).items()}
-        queues = (port_count, _CLOSING_NEAR, _CLOSING_INBOUND, limits.half_open)
+        queues = (CLOSING_PER_PORT * port_count, _CLOSING_NEAR, _CLOSING_INBOUND, limits.half_open)
         places["closing"] = [(slot * Kind.KINDS + kind, entries) for kind, entries in enumerate(queues)]
 
         def put(name: str) -> None:

@@ -796,7 +796,7 @@ class _Run:
             self.mappings[key] = replace(mapping, open=mapping.open + (-1 if new in OVER else 1))
         if new in OVER:
             queue = (flow.key[0], self.kind(flow))
-            room = len(self.router.domains[flow.key[0]].ports) if queue[1] == K.KIND_LAN else 256
+            room = 4 * len(self.router.domains[flow.key[0]].ports) if queue[1] == K.KIND_LAN else 256
             self.enqueue(queue, flow, room)
 
     def enqueue(self, queue: QueueKey, flow: _Flow, room: int) -> None:

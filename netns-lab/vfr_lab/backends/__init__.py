@@ -1,7 +1,7 @@
 """What isolates and connects a lab's guests: one class each, all of the same form, so that each is judged alike.
 
 A backend of your own is a class of this form, named in its package's metadata; `vfr-lab` then knows it by name.
-One that is derived from `Backend` has its `judged` and `address` from there:
+One that is derived from `Backend` has its `judged`, `address` and `under` from there:
 
     [project.entry-points."vfr_lab.backends"]
     mine = "my_package.my_module:MyBackend"
@@ -10,7 +10,9 @@ One that is derived from `Backend` has its `judged` and `address` from there:
 from __future__ import annotations
 
 import shutil
+from contextlib import AbstractContextManager
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -63,6 +65,12 @@ class Backend(Protocol):
         if to == scenario.dom0.name and frm in guests:
             return GATEWAY
         return next(host.address for host in scenario.hosts if host.name == to)
+
+    def under(self, lab: Lab, rules: Path) -> AbstractContextManager[None]:
+        """The guests under a rule file, an absolute path, in the block; under the rules before it again after it."""
+        from vfr_lab.lab import LabError
+
+        raise LabError(f"the backend {self.name} takes no rule file, so {rules} cannot be put in force")
 
 
 def names() -> list[str]:

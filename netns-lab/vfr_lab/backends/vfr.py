@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +15,8 @@ from vfr_lab.backends import Backend
 if TYPE_CHECKING:
     from vfr_lab.lab import Lab
     from vfr_lab.scenario import Guest
+
+SHIPPED = Path(__file__).resolve().parents[3] / "rules" / "xen.rules"  # in force unless an option says otherwise
 
 
 class VfrBackend(Backend):
@@ -23,6 +28,8 @@ class VfrBackend(Backend):
 
     def __init__(self, *options: str, command: Path = Path(sys.executable).parent / "vfr") -> None:
         self.options, self.command = options, str(command)
+        given = dict(pairwise(options))
+        self._rules = Path(given.get("--rules", SHIPPED))
 
     def up(self, lab: Lab) -> None:
         self.down(lab)  # a namespace of this name may have been deleted under an earlier VFR
@@ -49,3 +56,13 @@ class VfrBackend(Backend):
     def vif(self, lab: Lab, guest: Guest) -> str:
         listed = json.loads(lab.exec("dom0", self.command, "domain", "list", "--json").stdout)
         return str(next(d["interface"] for d in listed if d["name"] == guest.name))
+
+    @contextmanager
+    def under(self, lab: Lab, rules: Path) -> Iterator[None]:
+        before, self._rules = self._rules, rules
+        try:
+            lab.exec("dom0", self.command, "apply", str(rules))
+            yield
+        finally:
+            self._rules = before
+            lab.exec("dom0", self.command, "apply", str(before))

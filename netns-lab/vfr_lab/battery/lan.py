@@ -12,6 +12,7 @@ from scapy.packet import Packet, Raw
 from vfr_lab.battery import attack
 from vfr_lab.battery.stage import ECHO, SSH, Stage
 from vfr_lab.battery.starve import beginnings, send_many, sysctl
+from vfr_lab.lab import wait_until
 
 UNPUBLISHED = 5432
 RANGE = "169.254.1.0/24"
@@ -267,6 +268,7 @@ def the_memory_for_fragments_filled_from_the_lan(s: Stage) -> list[str]:
         s.control("db's long datagram is answered before", s.db.udp(lan1, ECHO, data))
         send_many(s.lan2, s, like, beginnings(like, 6000))
         lost = [n.name for n in (s.db, s.ci) if not n.udp(lan1, ECHO, data, timeout=0.2)]
+        wait_until(lambda: bool(s.db.udp(lan1, ECHO, data)), "the host's forgetting of fragments")
     return [f"{name}'s datagram in fragments is lost" for name in lost]
 
 
@@ -283,6 +285,7 @@ def a_long_answer_lost(s: Stage) -> list[str]:
         s.control("db has a long answer before", s.db.udp(lan1, 9, data))
         send_many(s.lan2, s, like, beginnings(like, 6000))
         answered = s.db.udp(lan1, 9, data)
+        wait_until(lambda: bool(s.db.udp(lan1, ECHO, data)), "the host's forgetting of fragments")
     return [] if answered else ["lan1's long answer to db is lost"]
 
 

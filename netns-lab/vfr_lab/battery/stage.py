@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import json
 import secrets
-import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
 from vfr_lab.backends import GATEWAY, Backend
+from vfr_lab.capture import save
 from vfr_lab.lab import Lab, wait_until
 from vfr_lab.node import Node
 from vfr_lab.scenario import Guest
 
 ECHO = 7  # of lan1 and inet: says who asks
 SSH = 22
-CAPTURED, SNAP = 150, 512
 
 
 class VoidError(Exception):
@@ -153,21 +152,5 @@ class Stage:
         wait_until(self.is_healthy, f"{backend.name}'s coming up")
 
     def capture(self, file: Path) -> Path | None:
-        """Writes what was watched during this attack as a pcap file; None if nothing was.
-
-        Of a flood the first and last CAPTURED frames, and of each frame SNAP bytes.
-        """
-        frames = sorted(
-            ((f.at, f.raw) for n in self._nodes.values() for seen in n.collected for f in (*seen.frames, *seen.own)),
-            key=lambda pair: pair[0],
-        )
-        if not frames:
-            return None
-        kept = frames if len(frames) <= 2 * CAPTURED else frames[:CAPTURED] + frames[-CAPTURED:]
-        records = (
-            struct.pack("<IIII", int(at), int(at % 1 * 10**9), min(len(raw), SNAP), len(raw)) + raw[:SNAP]
-            for at, raw in kept
-        )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, SNAP, 1) + b"".join(records))
-        return file
+        """Writes what was watched during this attack as a pcap file; None if nothing was."""
+        return save(file, self._nodes.values())
