@@ -42,7 +42,7 @@ def side(seen: Seen, own_port: int) -> Side:
     if not sent:
         raise LookupError(f"{seen.node} has sent nothing from port {own_port}")
     opened = [p for p in sent if "S" in p[TCP].flags]
-    spoke = [p for p in sent if _next(p) != p[TCP].seq]
+    spoke = [p for p in sent if "P" in p[TCP].flags]
     last = (opened or spoke or sent)[-1]
     sent = [p for p in sent if p[TCP].dport == last[TCP].dport]
     got = [p for p in got if p[TCP].sport == last[TCP].dport]
