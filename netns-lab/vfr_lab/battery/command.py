@@ -21,6 +21,8 @@ from vfr_lab.battery.run import Judge, Part
 from vfr_lab.lab import Lab, LabError, UsageError
 from vfr_lab.scenario import JUDGE
 
+SHOWN = 20  # of what attackers got, in the terminal
+
 
 def chosen_backends(named: Sequence[str]) -> list[Backend]:
     """Those that were named, or all that are to be judged. LabError for a name there is not, or a missing program."""
@@ -123,6 +125,8 @@ def _show(report: Report, by_name: bool) -> None:
     console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
     console.print(matrix(report))
     console.print(key())
-    for result in report.results:
-        if by_name and result.outcome == "fell":
-            console.print(f"{result.backend} fell to {result.attack}: {result.seen[0]}", markup=False)
+    fell = [r for r in report.results if by_name and r.outcome == "fell"]
+    for result in fell[:SHOWN]:
+        console.print(f"{result.backend} fell to {result.attack}: {result.seen[0]}", markup=False)
+    if len(fell) > SHOWN:
+        console.print(f"... and {len(fell) - SHOWN} more: --html or --json has them")
