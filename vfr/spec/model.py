@@ -809,8 +809,8 @@ class _Run:
             self.mappings[key] = replace(mapping, open=mapping.open + (-1 if new in OVER else 1))
         if new in OVER:
             queue = (flow.key[0], self.kind(flow))
-            room = 4 * len(self.router.domains[flow.key[0]].ports) if queue[1] == K.KIND_LAN else 256
-            self.enqueue(queue, flow, room)
+            rooms = {K.KIND_LAN: 4 * len(self.router.domains[flow.key[0]].ports), K.KIND_NEAR: 256, K.KIND_INBOUND: 64}
+            self.enqueue(queue, flow, rooms[queue[1]])
 
     def enqueue(self, queue: QueueKey, flow: _Flow, room: int) -> None:
         """The youngest that may be forgotten; a full queue loses its oldest."""
@@ -833,7 +833,7 @@ class _Run:
         peer = LAN if inbound else flow.to
         self.sessions[flow.key] = Session(expires, peer, flow.outside, state)
         if inbound and p.protocol == TCP:
-            self.enqueue((slot, K.KIND_ENTERING), flow, self.router.limits.half_open)
+            self.enqueue((slot, K.KIND_ENTERING), flow, min(self.router.limits.half_open, 128))
 
     def free_ports(self, slot: int, protocol: int) -> list[int]:
         """The outside ports that a new mapping of the domain's may take."""
