@@ -161,7 +161,7 @@ class Agent:
         self.held[self.numbers] = what
         return self.numbers
 
-    def send(self, interface: str, frames: list[str], times: int, pace_s: float, offload: bool) -> int:
+    def send(self, interface: str, frames: list[str], times: int = 1, pace_s: float = 0, offload: bool = False) -> int:
         """How many frames the kernel took; one that it refuses is an error, a full queue is waited for.
 
         With `offload` each begins with a virtio-net header.

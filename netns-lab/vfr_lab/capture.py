@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # A place in tcpdump's ring is as long as the longest frame with offloads: by default there are 32.
 RING_KIB = 32768
+KEPT, SNAP = 300, 2048
 _LOST = re.compile(r"^(\d+) packets? dropped by kernel", re.MULTILINE)
 
 
@@ -67,16 +68,21 @@ class Capture:
 
 
 def save(file: Path, nodes: Iterable[Node]) -> Path | None:
-    """Writes what these nodes have watched, by time, as a pcap file of 2000 frames at the most; None if nothing was."""
+    """Writes what these nodes have watched, by time, as a pcap file; None if nothing was.
+
+    Of a flood the first and the last KEPT frames, and of a frame SNAP bytes.
+    """
     frames = sorted(
         ((f.at, f.raw) for n in nodes for seen in n.collected for f in (*seen.frames, *seen.own)),
         key=lambda pair: pair[0],
     )
     if not frames:
         return None
+    kept = frames if len(frames) <= 2 * KEPT else frames[:KEPT] + frames[-KEPT:]
     records = b"".join(
-        struct.pack("<IIII", int(at), int(at % 1 * 10**9), len(raw), len(raw)) + raw for at, raw in frames[:2000]
+        struct.pack("<IIII", int(at), int(at % 1 * 10**9), min(len(raw), SNAP), len(raw)) + raw[:SNAP]
+        for at, raw in kept
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, 1 << 18, 1) + records)
+    file.write_bytes(struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, SNAP, 1) + records)
     return file

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from vfr_lab.backends import Backend, missing, names
 from vfr_lab.backends import backend as backend_named
-from vfr_lab.lab import Lab, LabError
+from vfr_lab.lab import Lab, LabError, UsageError
 from vfr_lab.prove import prove as prove_all
 from vfr_lab.scenario import SCENARIOS
 
@@ -33,7 +33,7 @@ def _backend(name: str) -> Backend:
     try:
         return backend_named(name)
     except LookupError as error:
-        raise LabError(str(error)) from None
+        raise UsageError(str(error.args[0])) from None
 
 
 @app.command()
@@ -45,7 +45,7 @@ def up(
     """Bring a lab up, or leave it if it is; with another backend, have that wire its guests."""
     scenario = scenario or ("xen" if backend == "vfr" else "judge")
     if scenario not in SCENARIOS:
-        raise LabError(f"there is no scenario {scenario!r}; there are: {', '.join(SCENARIOS)}")
+        raise UsageError(f"there is no scenario {scenario!r}; there are: {', '.join(SCENARIOS)}")
     lab = Lab(SCENARIOS[scenario], prefix, _backend(backend))
     already = lab.is_up() and lab.wired_by == backend
     lab.up()
@@ -137,15 +137,23 @@ def attack(
     html: Annotated[Path | None, typer.Option(help="Write a page with everything in it.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.")] = None,
     json_: Annotated[Path | None, typer.Option("--json", help="Write JSON.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the matrix as Markdown.")] = None,
+    shuffle: Annotated[
+        int | None, typer.Option(metavar="SEED", help="Mount them in an order drawn by this number.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="How many labs are at work at a time.")] = 2,
     prefix: Prefix = "judge-",
 ) -> None:
     """Mount the attacks against backends, and show who holds.
 
-    Exit status 1 if an attack proved nothing, or got through a backend that was named by --backend.
+    Exit status 1 if an attack proved nothing, or got through a backend that was named by --backend; 2 if there is no
+    such backend or attack.
     """
-    from vfr_lab.battery.command import attack as run
+    from vfr_lab.battery import command
 
-    sys.exit(run(backend or [], only or [], prefix, html, junit, json_))
+    battery = command.chosen_attacks(only or [])
+    files = {"html": html, "junit": junit, "json": json_, "markdown": markdown}
+    sys.exit(command.attack(backend or [], battery, prefix, {k: f for k, f in files.items() if f}, jobs, shuffle))
 
 
 @app.command()
@@ -174,4 +182,4 @@ def main() -> None:
         app(prog_name="vfr-lab")
     except LabError as error:
         print(f"vfr-lab: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UsageError) else 1)

@@ -32,6 +32,10 @@ class LabError(Exception):
     """The lab cannot do that; the text says why."""
 
 
+class UsageError(LabError):
+    """What was asked for does not exist; the text says what does."""
+
+
 def run(
     argv: Sequence[str], *, text_in: str = "", check: bool = True, timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:
@@ -204,6 +208,10 @@ class Lab:
     def ip(self, node: str, *arguments: str) -> str:
         """An `ip` command in a node; what it printed."""
         return run(["ip", "-n", self.netns(node), *arguments]).stdout
+
+    def ip_batch(self, node: str, *lines: str) -> None:
+        """Several `ip` commands in a node, a line each, by one process."""
+        run(["ip", "-n", self.netns(node), "-batch", "-"], text_in="\n".join(lines) + "\n")
 
     def _make_keys(self) -> None:
         names = ["client_key", *(f"host_{g.name}" for g in self.scenario.guests)]

@@ -42,11 +42,12 @@ class RoutedBackend(Backend):
             self.attach(lab, guest)
 
     def down(self, lab: Lab) -> None:
+        """Forwarding ends first: what is still translated, when the routes inside are gone, would leave by the LAN."""
+        wiring.restore_sysctls(lab)
         wiring.remove(lab, "dom0", map(wiring.vif, lab.scenario.guests))
         if lab.ip("dom0", "route", "show", "type", "unreachable", "exact", GUESTS):
             lab.ip("dom0", "route", "del", "unreachable", GUESTS)
         wiring.unload(lab, TABLE)
-        wiring.restore_sysctls(lab)
 
     def attach(self, lab: Lab, guest: Guest) -> None:
         vif = wiring.vif(guest)

@@ -40,7 +40,10 @@ Outcome = Literal["held", "fell", "void"]
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """One attack. `leaves` says that it may leave state behind, so that the backend is wired anew after it."""
+    """One attack. `leaves`: it may leave state behind, so that the backend is wired anew after it.
+
+    `alone`: it uses up what all network namespaces of the machine share, so that no other lab may be at work.
+    """
 
     name: str
     family: str
@@ -49,6 +52,7 @@ class Attack:
     tool: str
     falls: tuple[str, ...]
     leaves: bool
+    alone: bool
     mount: Callable[[Stage], list[str]]
 
     @property
@@ -78,7 +82,7 @@ _ATTACKS: dict[str, Attack] = {}
 
 
 def attack(
-    family: str, *, tool: str, falls: str | tuple[str, ...], leaves: bool = False
+    family: str, *, tool: str, falls: str | tuple[str, ...], leaves: bool = False, alone: bool = False
 ) -> Callable[[Callable[[Stage], list[str]]], Callable[[Stage], list[str]]]:
     """Declares a function as an attack; its name and docstring are the attack's."""
 
@@ -88,7 +92,7 @@ def attack(
         sentence, _, detail = mount.__doc__.strip().partition("\n")
         known = (falls,) if isinstance(falls, str) else falls
         name = mount.__name__.replace("_", "-")
-        one = Attack(name, family, sentence, " ".join(detail.split()), tool, known, leaves, mount)
+        one = Attack(name, family, sentence, " ".join(detail.split()), tool, known, leaves, alone, mount)
         assert one.id not in _ATTACKS, f"there are two attacks {one.id}"
         _ATTACKS[one.id] = one
         return mount

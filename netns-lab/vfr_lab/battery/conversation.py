@@ -33,12 +33,19 @@ class Side:
 
 
 def side(seen: Seen, own_port: int) -> Side:
-    """The end of a conversation at the node that watched, by its port there. LookupError if nothing was seen of it."""
+    """The end of a conversation at the node that watched, by its port there. LookupError if nothing was seen of it.
+
+    Of several at this port the one that was opened last, or spoke last: an earlier attack's may still be ending.
+    """
     sent = [p for p in map(_ip, seen.own) if p is not None and p[TCP].sport == own_port]
     got = [p for p in map(_ip, seen.frames) if p is not None and p[TCP].dport == own_port]
     if not sent:
         raise LookupError(f"{seen.node} has sent nothing from port {own_port}")
-    last = sent[-1]
+    opened = [p for p in sent if "S" in p[TCP].flags]
+    spoke = [p for p in sent if "P" in p[TCP].flags]
+    last = (opened or spoke or sent)[-1]
+    sent = [p for p in sent if p[TCP].dport == last[TCP].dport]
+    got = [p for p in got if p[TCP].sport == last[TCP].dport]
     ack = max((_next(p) for p in got), default=last[TCP].ack)
     return Side(last[IP].src, own_port, last[IP].dst, last[TCP].dport, max(map(_next, sent)), ack)
 

@@ -159,57 +159,6 @@ def hosts_conversation_with_a_guest(s: Stage) -> list[str]:
         return _ended(s, talk, s.db, SERVED, s.gateway_mac("db"))
 
 
-def _crowd(s: Stage, number: int, first_port: int, forward: int) -> None:
-    """lan2 knocks at a forward, each time from another port; its kernel refuses what answers."""
-    ports = ("-s", str(first_port), "-p", str(forward))
-    s.lan2.run("timeout", "4", "hping3", "-q", "-S", "-c", str(number), "-i", "u400", *ports, s.outside)
-
-
-@attack("hijack", tool="hping3", falls="vfr", leaves=True)
-def blind_reset_and_a_crowd(s: Stage) -> list[str]:
-    """lan2 has the backend forget lan1's ssh session to db.
-
-    lan2 does not know the sequence numbers. It sends a RST in lan1's name with a wrong one, which db's kernel
-    ignores but a router that does not track them may believe; before and after comes a crowd of connections to the
-    same forward, for which what seems to be over must make room. lan1's session must go on.
-    """
-    forward = s.guest("db").forward or 0
-    with s.lan1.call(s.outside, forward) as call, s.db.watch() as seen:
-        s.control("lan1 hears db's ssh", call.greeting.startswith(b"SSH-"))
-        _crowd(s, 1200, 20000, forward)
-        wrong = TCP(sport=call.port, dport=forward, flags="R", seq=0x12345678)
-        host = s.lan2.knows(s.outside)
-        s.lan2.send(Ether(src=s.lan2.mac, dst=host) / IP(src=s.address("lan1"), dst=s.outside) / wrong)
-        _crowd(s, 600, 30000, forward)
-        try:
-            answer = bytes.fromhex(s.lan1.ask("say", number=call.number, data=b"SSH-2.0-lan1\r\n".hex()))
-        except NodeError as error:
-            answer = str(error).encode()
-    knocks = seen.having(lambda p: TCP in p and p[IP].src == s.address("lan2") and p[TCP].flags == "S")
-    s.control("the crowd knocks at db's ssh", len(knocks) > 100)
-    return [] if b"curve25519" in answer else [f"db no longer answers lan1: {answer!r}"]
-
-
-@attack("hijack", tool="scapy", falls="vfr", leaves=True)
-def blind_reset_and_everyday_use(s: Stage) -> list[str]:
-    """lan2 has the backend take the outside port of db's living conversation.
-
-    One RST in lan1's name with a wrong sequence number, which db's and lan1's kernels never believe. Then db does its
-    everyday business, a hundred short connections to lan1. Its first conversation, silent meanwhile, must go on.
-    """
-    lan1 = s.address("lan1")
-    with _talk(s, s.db, s.lan1, lan1) as talk, s.db.watch() as seen:
-        wrong = Side(lan1, SERVED, s.outside, talk.callee.peer_port, seq=0x12345678, ack=0).says("R")
-        s.lan2.send(Ether(src=s.lan2.mac, dst=s.lan2.knows(s.outside)) / wrong)
-        s.say("db: connects to lan1 a hundred times")
-        # db closes them first: who closes remembers the ports, and lan1 would ask db about each that comes again.
-        answers = [s.db.ask("tcp", address=lan1, port=SERVED, own_port=0, timeout=1) for _ in range(100)]
-        s.control("all of db's connections are answered", all(answers))
-        goes_on = talk.call.echoes()
-    s.control("db's kernel did not take the RST", goes_on or seen.own)
-    return [] if goes_on else ["db's conversation with lan1 is broken"]
-
-
 @attack("hijack", tool="scapy", falls=("bridge", "bridge-filtered", "xen1"))
 def smaller_packets(s: Stage) -> list[str]:
     """web has db believe that the way to lan1 is narrow.
@@ -287,7 +236,7 @@ def unreachable_in_the_servers_name(s: Stage) -> list[str]:
     return [f"db's program is told: {came}"] if "Refused" in came else []
 
 
-@attack("hijack", tool="hping3", falls=("bridge", "routed", "xen1"), leaves=True)
+@attack("hijack", tool="hping3", falls=("bridge", "routed", "xen1"))
 def shadow_of_a_forward(s: Stage) -> list[str]:
     """web receives who comes for db's ssh.
 
@@ -305,7 +254,7 @@ def shadow_of_a_forward(s: Stage) -> list[str]:
     return [f"web received what was for db's forward: {f}" for f in came[:4]]
 
 
-@attack("hijack", tool="scapy", falls=("bridge", "routed", "xen1"), leaves=True)
+@attack("hijack", tool="scapy", falls=("bridge", "routed", "xen1"))
 def shadow_of_the_hosts_port(s: Stage) -> list[str]:
     """web answers in the place of a service of the host's.
 

@@ -138,21 +138,20 @@ def truncated_l4_headers(s: Stage) -> list[str]:
 
     Four bytes of ICMP, ten of TCP, four of UDP, in whole packets. They can't be translated, and must not be handed on.
     """
-    cut = {("ICMP", 1, 4), ("TCP", 6, 10), ("UDP", 17, 5)}
+    cut = (("ICMP", 1, 4), ("TCP", 6, 10), ("UDP", 17, 5))
     with s.db.watch() as at_db, _leaving(s) as on_lan:
         for node, mac in (("db", s.db.mac), ("lan1", s.gateway_mac())):
-            ip = Ether(src=s.web.mac, dst=mac) / IP(src=s.address("web"), dst=s.address(node), flags="DF")
+            ether, web, to = Ether(src=s.web.mac, dst=mac), s.address("web"), s.address(node)
             for _, protocol, length in cut:
-                ip[IP].proto = protocol
-                s.web.send(ip / Raw((b"\x08\x00" * 5)[:length]))
-            s.web.send(ip / UDP(sport=s.port, dport=ECHO) / s.mark)
+                s.web.send(ether / IP(src=web, dst=to, flags="DF", proto=protocol) / Raw((b"\x08\x00" * 5)[:length]))
+            s.web.send(ether / IP(src=web, dst=to, flags="DF") / UDP(sport=s.port, dport=ECHO) / s.mark)
         s.dom0.udp(s.address("db"), 9, s.mark, timeout=0.1)
     s.control("a whole one comes to the LAN", on_lan.having(s.mark))
     s.control("what dom0 says to db is seen there", at_db.having(s.mark))
     return [
         f"{end} received {length} bytes of {name}: {f}"
         for end, seen in (("db", at_db), ("the LAN", on_lan))
-        for name, protocol, length in sorted(cut)
+        for name, protocol, length in cut
         for f in seen.frames
         if IP in f.packet and (f.packet[IP].len, f.packet[IP].proto) == (20 + length, protocol)
     ]
@@ -415,7 +414,7 @@ def _quoting(s: Stage, target: str) -> Packet:
     return IP(src=s.outside, dst=target) / ICMP(type=0, id=7) / Raw(b"quoted__")
 
 
-@attack("host", tool="scapy", falls=("bridge", "xen1"), leaves=True)
+@attack("host", tool="scapy", falls=("bridge", "xen1"))
 def path_mtu_of_the_host(s: Stage) -> list[str]:
     """web tells the host that its way to the LAN is narrow.
 
@@ -437,7 +436,7 @@ def path_mtu_of_the_host(s: Stage) -> list[str]:
     return [s.lab.ip("dom0", "route", "get", s.address("lan1"))] if narrow(s.address("lan1")) else []
 
 
-@attack("host", tool="scapy", falls="bridge", leaves=True)
+@attack("host", tool="scapy", falls="bridge")
 def redirect_for_the_host(s: Stage) -> list[str]:
     """web redirects the host's route.
 

@@ -391,7 +391,7 @@ def man_in_the_middle(s: Stage) -> list[str]:
     return [f"db's datagram to lan1 passed through web: {f}" for f in seen.having(s.mark)]
 
 
-@attack("identity", tool="ip", falls="bridge", leaves=True)
+@attack("identity", tool="ip", falls="bridge")
 def answers_for_all(s: Stage) -> list[str]:
     """web answers ARP requests for everybody, and so takes the place of ci, which is down.
 
@@ -716,7 +716,20 @@ def root_of_the_spanning_tree(s: Stage) -> list[str]:
     """
     root = b"\0\0" + bytes.fromhex(s.web.mac.replace(":", ""))
     name = f"0000.{s.web.mac.replace(':', '')}"
-    claim = ("yersinia", "stp", "-attack", "0", "-interface", "eth0", "-rootid", name, "-bridgeid", name)
+    claim = (
+        "yersinia",
+        "-l",
+        "/dev/null",
+        "stp",
+        "-attack",
+        "0",
+        "-interface",
+        "eth0",
+        "-rootid",
+        name,
+        "-bridgeid",
+        name,
+    )
     with s.db.watch(settle_s=1.3) as seen, s.web.watch() as web:  # a bridge speaks once a second at the most
         s.web.run("timeout", "2", *claim, "-source", s.web.mac)
     s.control("the BPDU left web", [f for f in web.own if STP in f.packet and root in f.raw])

@@ -1,19 +1,22 @@
-"""What a run of the battery showed: as a matrix for the terminal, a page, JUnit XML and JSON."""
+"""What a run of the battery showed: as a matrix for the terminal, a page, Markdown, JUnit XML and JSON."""
 
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from vfr_lab.backends import Backend
 from vfr_lab.battery import FAMILIES, Attack, Outcome, Result
@@ -52,6 +55,11 @@ class Report:
         mine = (r for r in self.results if r.backend == backend.name)
         return Counter(r.outcome for r in mine if family is None or r.attack.startswith(f"{family}/"))
 
+    def families(self) -> list[tuple[str, list[Attack]]]:
+        """The attacks by what the attacker wants, without families of which there are none."""
+        found = ((f, [a for a in self.attacks if a.family == f]) for f in FAMILIES)
+        return [(family, mine) for family, mine in found if mine]
+
     @property
     def machine(self) -> str:
         return f"Linux {platform.release()}, {platform.machine()}"
@@ -59,23 +67,28 @@ class Report:
 
 def matrix(report: Report) -> Table:
     """Attacks by backends, for a terminal."""
-    table = Table("attack", *(b.name for b in report.backends), title=f"{report.machine}, {report.when}")
-    for family, wish in FAMILIES.items():
-        mine = [a for a in report.attacks if a.family == family]
-        if not mine:
-            continue
-        table.add_section()
-        table.add_row(f"[bold]{family}[/]: {wish}", *(_share(report, b, family) for b in report.backends))
+    table = Table("attack", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"{report.machine}, {report.when}")
+    for backend in report.backends:
+        table.add_column(backend.name.replace("-", "-\n"), justify="center")
+    for family, mine in report.families():
+        head = f"[bold]{family}[/], {FAMILIES[family]}: held of {len(mine)}"
+        table.add_row(head, *(_held(report, b, family) for b in report.backends))
         for attack in mine:
             table.add_row(f"  {attack.name}", *(_sign(report.result(attack, b)) for b in report.backends))
-    table.add_section()
-    table.add_row("[bold]held[/]", *(_share(report, b, None) for b in report.backends))
+        table.add_section()
+    total = f"[bold]all[/]: held of {len(report.attacks)}"
+    table.add_row(total, *(_held(report, b) for b in report.backends))
     return table
 
 
-def _share(report: Report, backend: Backend, family: str | None) -> str:
-    tally = report.tally(backend, family)
-    return f"[bold]{tally['held']}/{sum(tally.values())}[/]"
+def key() -> Text:
+    """What the signs of the matrix mean."""
+    lines = (Text.assemble((SIGNS[o], STYLES[o]), f" {o}: {MEANINGS[o]}") for o in SIGNS)
+    return Text("\n").join(lines)
+
+
+def _held(report: Report, backend: Backend, family: str | None = None) -> str:
+    return f"[bold]{report.tally(backend, family)['held']}[/]"
 
 
 def _sign(result: Result | None) -> str:
@@ -94,6 +107,35 @@ def as_json(report: Report) -> str:
         },
         indent=1,
     )
+
+
+def as_markdown(report: Report) -> str:
+    """The matrix, for a document."""
+    names = " | ".join(b.name for b in report.backends)
+    rule = "|---" * (len(report.backends) + 1) + "|"
+
+    def row(head: str, family: str | None) -> str:
+        tallies = [report.tally(b, family) for b in report.backends]
+        return f"| {head} | " + " | ".join(f"{t['held']} / {t.total()}" for t in tallies) + " |"
+
+    def signs(attack: Attack) -> str:
+        found = [report.result(attack, b) for b in report.backends]
+        return " | ".join(SIGNS[r.outcome] if r else "" for r in found)
+
+    lines = [f"{len(report.attacks)} attacks; {report.machine}; {report.when}.", ""]
+    lines += [f"{SIGNS[o]} {o}: {MEANINGS[o]}.  " for o in SIGNS]
+    lines += ["", f"| held, of all | {names} |", rule]
+    lines += [row(f"**{family}**: {FAMILIES[family]}", family) for family, _ in report.families()]
+    lines += [row("**all**", None)]
+    for family, mine in report.families():
+        lines += ["", f"## {family}: {FAMILIES[family]}", "", f"| attack | {names} |", rule]
+        lines += [f"| {_cell(a.sentence)}<br>`{a.name}` | {signs(a)} |" for a in mine]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """A table's cell ends at a bar."""
+    return text.replace("|", "\\|")
 
 
 def as_junit(report: Report) -> str:
@@ -131,14 +173,20 @@ def as_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html").render(
-        report=report, families=FAMILIES, signs=SIGNS, meanings=MEANINGS, capture=lambda r: _embedded(report, r)
+    captures = {r.capture: _embedded(report.captures / r.capture) for r in report.results if r.capture}
+    return environment.get_template("page.html").render(
+        report=report, wishes=FAMILIES, signs=SIGNS, meanings=MEANINGS, captures=captures
     )
 
 
-def _embedded(report: Report, result: Result) -> str | None:
-    """A capture as a data URL."""
-    if result.capture is None:
-        return None
-    raw = (report.captures / result.capture).read_bytes()
-    return "data:application/vnd.tcpdump.pcap;base64," + base64.b64encode(raw).decode()
+def _embedded(capture: Path) -> str:
+    """A capture as base64 of a .pcap.gz, which Wireshark reads."""
+    return base64.b64encode(gzip.compress(capture.read_bytes(), mtime=0)).decode()
+
+
+RENDERERS: dict[str, Callable[[Report], str]] = {
+    "html": as_html,
+    "junit": as_junit,
+    "json": as_json,
+    "markdown": as_markdown,
+}

@@ -12,14 +12,14 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
 from vfr_lab.backends import GATEWAY, Backend
 from vfr_lab.capture import save
 from vfr_lab.lab import Lab, wait_until
-from vfr_lab.node import Node, NodeError
+from vfr_lab.node import Node
 from vfr_lab.scenario import Guest
 
 ECHO = 7  # of lan1 and inet: says who asks
@@ -130,15 +130,20 @@ class Stage:
 
     def is_healthy(self) -> bool:
         """Whether guests do their everyday business: what an attack must find, and the next one too."""
-        lan1 = self.address("lan1")
-        return all(self._nodes[g.name].tcp(lan1, ECHO, timeout=1) for g in self.lab.scenario.guests)
+        lan1, guests = self.address("lan1"), self.lab.scenario.guests
+        return all(self._nodes[g.name].tcp(lan1, ECHO, timeout=1) for g in guests) and all(
+            self.lan1.tcp(self.outside, g.forward, timeout=1).startswith("SSH-") for g in guests if g.forward
+        )
 
     def forget(self) -> None:
-        """Nobody's kernel remembers a neighbour."""
+        """All kernels forget what they have learned: neighbours, redirects, path MTUs, connections, places of MACs."""
         for node in self._nodes.values():
-            self.lab.ip(node.name, "neigh", "flush", "all")
-            with suppress(NodeError):
-                self.lab.ip(node.name, "route", "flush", "cache")
+            self.lab.ip_batch(node.name, "neigh flush all", "route flush cache", "tcp_metrics flush")
+            for bridge in json.loads(self.lab.ip(node.name, "-j", "link", "show", "type", "bridge")):
+                if bridge:
+                    flush = ("bridge", "fdb", "flush", "dev", bridge["ifname"], "self", "dynamic")
+                    self.lab.exec(node.name, *flush)
+        self.lab.exec("dom0", "conntrack", "-F")
 
     def wire(self, backend: Backend) -> None:
         """Takes the present wiring down, and puts this one up."""

@@ -86,7 +86,7 @@ def _other_senders(like: Packet, count: int) -> list[bytes]:
     return [altered(raw, (IP_AT + 4, _short(0xFFFF - n)), (IP_AT + 14, _short(n))) for n in range(1, count + 1)]
 
 
-@attack("starve", tool="scapy", falls=("routed", "xen1"))
+@attack("starve", tool="scapy", falls=("routed", "xen1"), leaves=True)
 def every_low_outside_port(s: Stage) -> list[str]:
     """web takes every outside port that time synchronisation can have.
 
@@ -121,7 +121,7 @@ def the_memory_for_fragments(s: Stage) -> list[str]:
     return [f"{name}'s datagram in fragments is lost" for name in lost]
 
 
-@attack("starve", tool="scapy", falls="bridge")
+@attack("starve", tool="scapy", falls="bridge", alone=True)
 def the_hosts_neighbour_table(s: Stage) -> list[str]:
     """web asks for the gateway's MAC in 1,300 names.
 
@@ -253,7 +253,8 @@ def _pelted(s: Stage, victim: str) -> list[str]:
 def the_hosts_error_messages(s: Stage) -> list[str]:
     """web uses up the host's allowance of error messages.
 
-    The host may send 1,000 ICMP errors a second, to whomever (10 here, so that no machine is too slow to use them up).
+    The host may send 1,000 ICMP errors a second, to whomever (10 here, so that no machine is too slow to use them up; and
+    without the other limit, of one a second to each receiver, which earlier attacks may have had of db's).
     web's datagrams of TTL 1, in 10,000 names, want one each. db's own traceroute must be answered just after: without
     errors it finds no path MTU either.
     """
@@ -262,7 +263,8 @@ def the_hosts_error_messages(s: Stage) -> list[str]:
     wish = IP(src="198.18.0.0", dst=s.address("inet"), ttl=1, id=0) / UDP(sport=4000, dport=33434, chksum=0)
     like = _outwards(s, wish / Raw(bytes(8)))
     limit = "net.ipv4.icmp_msgs_"
-    with sysctl(s.dom0, f"{limit}per_sec", "10"), sysctl(s.dom0, f"{limit}burst", "10"):
+    each = sysctl(s.dom0, "net.ipv4.icmp_ratelimit", "0")
+    with each, sysctl(s.dom0, f"{limit}per_sec", "10"), sysctl(s.dom0, f"{limit}burst", "10"):
         with s.db.watch() as before:
             s.db.send(probe, times=2, pace_s=0.01)
         s.control("db's traceroute is answered before", len(before.having(_is_timeout)) == 2)
