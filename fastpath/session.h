@@ -54,14 +54,14 @@ static __always_inline bool acknowledges(struct vfr_pkt *p, __u32 peer_isn)
 	return tcp && p->tcp_flags & TCP_ACK && bpf_ntohl(tcp->ack_seq) - peer_isn - 1 < 1 << 20;
 }
 
-static __always_inline __u32 tcp_event(struct vfr_pkt *p, const struct vfr_session *s)
+static __always_inline __u32 tcp_event(struct vfr_pkt *p, const struct vfr_session *s, __u32 sequence)
 {
 	__u32 side = p->reply ? VFR_TCP_PEER_SYN : VFR_TCP_OPENER_SYN;
 
 	if (p->tcp_flags & TCP_RST)
-		return p->from ? VFR_TCP_ABORT : side + 2;
+		return p->from || (sequence == s->sequence && !is_half_open(s->tcp_state)) ? VFR_TCP_ABORT : side + 2;
 	if (s->tcp_state == VFR_TCP_ANSWERED && !p->reply)
-		return acknowledges(p, s->peer_isn) ? VFR_TCP_OPENER_OTHER : VFR_TCP_OPENER_SYN;
+		return acknowledges(p, s->sequence) ? VFR_TCP_OPENER_OTHER : VFR_TCP_OPENER_SYN;
 	if (p->tcp_flags & TCP_SYN)
 		return side;
 	return p->tcp_flags & TCP_FIN ? side + 1 : side + 3;

@@ -41,6 +41,23 @@ __noinline int state_changed(__u32 slot, __u32 kind, const struct vfr_closing *e
 	return 0;
 }
 
+/* Where the LAN's side of an open conversation will go on, as nobody can guess who does not see it: where the domain
+ * acknowledges it, and then what follows exactly on that. */
+static __always_inline void follow_sequence(struct vfr_pkt *p, struct vfr_session *s, const struct tcphdr *tcp,
+					    bool just_opened)
+{
+	__u32 next = s->sequence, length = p->l3_length - sizeof(struct iphdr) - p->l4_length;
+
+	if (p->from) {
+		if (p->tcp_flags & TCP_ACK && (__s32)(bpf_ntohl(tcp->ack_seq) - next) > 0)
+			next = bpf_ntohl(tcp->ack_seq);
+	} else if (bpf_ntohl(tcp->seq) == next || just_opened) {
+		next = bpf_ntohl(tcp->seq) + length + (p->tcp_flags & TCP_FIN ? 1 : 0);
+	}
+	if (next != s->sequence)
+		s->sequence = next;
+}
+
 /* Moves the TCP state on; the state it is in now. */
 static __always_inline __u32 next_state(struct vfr_pkt *p, struct vfr_session *s)
 {
@@ -49,10 +66,12 @@ static __always_inline __u32 next_state(struct vfr_pkt *p, struct vfr_session *s
 
 	if (p->l4_proto != IPPROTO_TCP || !tcp)
 		return old;
-	event = tcp_event(p, s);
+	event = tcp_event(p, s, bpf_ntohl(tcp->seq));
 	if (event == VFR_TCP_PEER_SYN && is_half_open(old))
-		s->peer_isn = bpf_ntohl(tcp->seq);
+		s->sequence = bpf_ntohl(tcp->seq);
 	new = tcp_step(old, event);
+	if (!is_half_open(new) && kind_of(p) != VFR_KIND_NEAR)
+		follow_sequence(p, s, tcp, is_half_open(old));
 	if (new != old && __sync_val_compare_and_swap(&s->tcp_state, old, new) == old) {
 		struct vfr_closing entry = { .key = p->key, .outside_port = p->outside_port };
 

@@ -58,7 +58,8 @@
  *
  * NOTE: dropped under names of their own: IPv6, IP options, ICMP other than echo and the errors that
  * say why a packet did not arrive, and protocols other than TCP, UDP and ICMP. Sequence numbers are not
- * tracked, but for the one that a TCP peer must acknowledge before it counts as there.
+ * tracked, but for the one that a TCP peer must acknowledge before it counts as there, and the one that a RST from
+ * the LAN must have to be believed.
  */
 #include <linux/pkt_cls.h>
 #include "answer.h"

@@ -139,10 +139,10 @@ enum vfr_tcp_state {
 	VFR_TCP_ESTABLISHED,          /* left by a FIN or a RST */
 	VFR_TCP_FIN_OPENER,           /* the opener is done sending; left by the peer's FIN or a RST */
 	VFR_TCP_FIN_PEER,             /* the peer is done sending; left by the opener's FIN or a RST */
-	VFR_TCP_CLOSED,               /* over: both FINs, refused, or a domain's own RST; left by time, or a new
-	                                 SYN (then all anew) */
-	VFR_TCP_RESET,                /* a RST from the LAN, where anybody may have sent it: left by time, or by
-	                                 traffic, which restores it */
+	VFR_TCP_CLOSED,               /* over: both FINs, refused, or a RST that can be believed; left by time, or a
+	                                 new SYN (then all anew) */
+	VFR_TCP_RESET,                /* a RST from the LAN that anybody may have sent: left by time, or by traffic,
+	                                 which restores it */
 	VFR_TCP_STATES,
 };
 
@@ -155,7 +155,8 @@ enum vfr_tcp_event {
 	VFR_TCP_PEER_FIN,
 	VFR_TCP_PEER_RST,
 	VFR_TCP_PEER_OTHER,
-	VFR_TCP_ABORT,                /* a RST of a domain's: nobody else speaks in its name */
+	VFR_TCP_ABORT,                /* a RST that can be believed: a domain's, in whose name nobody else speaks, or
+	                                 one with just the sequence number that is due (RFC 5961 3.2) */
 	VFR_TCP_EVENTS,
 };
 
@@ -228,7 +229,8 @@ struct vfr_session {
 	__u16 peer;                   /* its slot, or VFR_NODE_LAN */
 	__be16 outside_port;          /* what the LAN sees, 0 between domains */
 	__u32 tcp_state;              /* enum vfr_tcp_state; a word, since it changes by compare-and-swap */
-	__u32 peer_isn;               /* the peer's initial sequence number, in VFR_TCP_ANSWERED */
+	__u32 sequence;               /* half open: the peer's initial sequence number; then: what the LAN's side
+	                                 will say next */
 	__u32 zero;
 };
 _Static_assert(sizeof(struct vfr_session) == 32, "vfr_session");

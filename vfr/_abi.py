@@ -378,7 +378,7 @@ class Session(ctypes.Structure):
         ("peer", ctypes.c_uint16),
         ("outside_port", ctypes.c_uint16.__ctype_be__),
         ("tcp_state", ctypes.c_uint32),
-        ("peer_isn", ctypes.c_uint32),
+        ("sequence", ctypes.c_uint32),
         ("zero", ctypes.c_uint32),
     ]
 

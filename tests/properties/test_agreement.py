@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scapy.layers.inet import ICMP, IP, UDP
+from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.packet import Packet, Raw
 from support import world
 from support.bench import Bench
@@ -195,7 +195,7 @@ def test_mutated_frames(bench: Bench, base: tuple[str, Packet], data: st.DataObj
 
 def test_tcp_table(bench: Bench) -> None:
     """The C table walked by packets: every state and event ends where the model's table says. With a domain for
-    the opener, then with the LAN: a RST of the domain's is an abort, and one of the LAN's is not."""
+    the opener, then with the LAN: a RST of the domain's is an abort, and one that the LAN's side guessed is not."""
     answer, ack = TcpEvent.TCP_PEER_SYN, TcpEvent.TCP_OPENER_OTHER
     for opener, lan_reset in (("web", TcpEvent.TCP_PEER_RST), ("lan", TcpEvent.TCP_OPENER_RST)):
         reach = {
@@ -232,7 +232,9 @@ def _tcp_state(bench: Bench, opener: str, events: list[TcpEvent]) -> TcpState:
             bench.send(1, bytes(tcp("web", "lan", own, to, said, ack=ack)))
         else:
             own = 16393 if opener == "web" else 2202
-            bench.send(LAN, bytes(tcp("lan", LAN_ADDRESS, 80, own, said, ack=ack)))
+            packet = tcp("lan", LAN_ADDRESS, 80, own, said, ack=ack)
+            packet[TCP].seq = 0x12345678 if kind == "R" else 1000
+            bench.send(LAN, bytes(packet))
     table = bench.fastpath.inner("sessions" if opener == "web" else "inbound", 1)
     assert table is not None
     try:

@@ -101,7 +101,7 @@ def _said_and_done(native: Fastpath, now: int) -> tuple[Tables, Tables]:
                 if s.expires_ns > now:
                     key = (slot, name == "inbound", k.remote, k.remote_port, k.inside_port, k.protocol)
                     state = _abi.TcpState(s.tcp_state)
-                    sessions[key] = Session(s.expires_ns, s.peer, s.outside_port, state, s.peer_isn)
+                    sessions[key] = Session(s.expires_ns, s.peer, s.outside_port, state, s.sequence)
             table.close()
         table = native.inner("mappings", slot)
         assert table is not None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).resolve().parents[2]
-SECONDS = int(os.environ.get("FUZZ_SECONDS", "25"))
+SECONDS = int(os.environ.get("FUZZ_SECONDS", "30"))
 
 
 def _run(fuzzer: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:

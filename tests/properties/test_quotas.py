@@ -389,6 +389,21 @@ def test_a_used_up_block_gives_the_port_that_has_been_closing_longest(bench: Ben
         assert _outside(bench, port, "A") == outside[port], "one that lived lost its port"
 
 
+def test_a_reset_with_the_sequence_number_that_is_due_is_believed(bench: Bench) -> None:
+    """RFC 5961: who knows it sees the conversation. It is where the domain acknowledges, or follows on what does."""
+    bench.reset(_router())
+    outside = {port: _establish_outside(bench, port) for port in range(1000, 1000 + BLOCK)}
+    following = tcp("lan", LAN_ADDRESS, 80, outside[1001], "A") / (b"x" * 30)
+    following[TCP].seq = PEER_ISN + 1
+    assert _verdict(bench, LAN, following) == "TO_DOMAIN"
+    for port, sequence in ((1000, PEER_ISN + 1), (1001, PEER_ISN + 31)):
+        reset = tcp("lan", LAN_ADDRESS, 80, outside[port], "R")
+        reset[TCP].seq = sequence
+        assert _verdict(bench, LAN, reset) == "TO_DOMAIN"
+    assert [_outside(bench, 2000), _outside(bench, 2001)] == [outside[1000], outside[1001]]
+    assert _verdict(bench, WEB, tcp("web", "lan", 2002, 81)) == "DROP_PORTS_FULL"
+
+
 def test_one_that_begins_anew_again_and_again_costs_no_port_of_the_others(bench: Bench) -> None:
     """As where a remote in TIME_WAIT answers each SYN by a challenge, and the domain that by a reset."""
     bench.reset(_router())
@@ -413,18 +428,17 @@ def test_a_late_segment_of_a_forgotten_conversation_finds_nothing(bench: Bench) 
 
 
 def test_a_reset_from_the_lan_makes_nothing_forgettable(bench: Bench) -> None:
-    """Anybody there may have sent it, with any sequence number, and both ends would not believe it: neither a used-up
+    """Anybody there may have sent it, with a sequence number that both ends would not believe: neither a used-up
     block, nor a full table, may take the conversation's place. A SYN after it does not begin it anew either."""
     bench.reset(_router())
     outside = {port: _establish_outside(bench, port) for port in range(1000, 1000 + BLOCK)}
     for port in QUOTA_PORTS:
         _establish(bench, _forwarded(port))
-    for reset in (
-        tcp("lan", LAN_ADDRESS, 80, outside[1003], "R"),
-        tcp("lan", LAN_ADDRESS, QUOTA_PORTS[0], 2202, "R"),
-        tcp("lan", LAN_ADDRESS, QUOTA_PORTS[0], 2202, "S"),
-    ):
-        assert _verdict(bench, LAN, reset) == "TO_DOMAIN"
+    for guess in (0, PEER_ISN - 1, PEER_ISN + 2, 1 << 31):
+        for port, to, flags in ((80, outside[1003], "R"), (QUOTA_PORTS[0], 2202, "R"), (QUOTA_PORTS[0], 2202, "S")):
+            forged = tcp("lan", LAN_ADDRESS, port, to, flags)
+            forged[TCP].seq = guess
+            assert _verdict(bench, LAN, forged) == "TO_DOMAIN"
     assert _verdict(bench, WEB, tcp("web", "lan", 2000, 81)) == "DROP_PORTS_FULL"
     assert _verdict(bench, *_forwarded(9000)[0]) == "DROP_SESSIONS_FULL"
     assert _verdict(bench, WEB, tcp("web", "lan", 22, QUOTA_PORTS[0], "A")) == "TO_LAN"

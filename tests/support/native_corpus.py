@@ -15,7 +15,7 @@ from cases.table import CASES, Case
 
 from support import world
 
-SENDERS = ("dom0", "web", "db", "odd", "lan")
+SENDERS = ("dom0", "web", "db", "odd", "lan", "sorter")
 RAW = 2
 assert tuple(world.SLOTS) == SENDERS[:4]
 

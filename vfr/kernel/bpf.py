@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import platform
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -200,6 +201,7 @@ def map_fd_by_id(number: int) -> int:
     """File descriptor of the map with this kernel number."""
     return _checked(f"opening map {number}", MAP_FD_BY_ID, _Obj(path=number))
 
+_NOT_ZERO = re.compile(rb"[^\0]")
 
 class Map:
     """One open map. Keys and values are bytes of the declared sizes.
@@ -279,7 +281,8 @@ class Map:
                 yield key, value
 
     def dump(self) -> list[tuple[int, bytes]]:
-        """All rows of an array, in one system call. Not for maps in maps: see Fastpath.tables."""
+        """The rows of an array that are not all zeros, read in one system call. Not for maps in maps: see
+        Fastpath.tables."""
         keys = (ctypes.c_uint32 * self.entries)()
         values = ctypes.create_string_buffer(self.entries * self.value_size)
         cursor = ctypes.c_uint32()
@@ -293,8 +296,12 @@ class Map:
         result = _call(MAP_LOOKUP_BATCH, attr)
         if result < 0 and result != -errno.ENOENT:
             raise KernelError(f"reading the map {self.name}", -result)
-        raw, size = values.raw, self.value_size
-        return [(keys[i], raw[i * size : (i + 1) * size]) for i in range(attr.count)]
+        raw, size, at = values.raw, self.value_size, 0
+        found = []
+        while (written := _NOT_ZERO.search(raw, at)) and (row := written.start() // size) < attr.count:
+            at = (row + 1) * size
+            found.append((int(keys[row]), raw[row * size : at]))
+        return found
 
 
 def tcx_attach(ifindex: int, program: int) -> int:

@@ -39,7 +39,7 @@ _DIGEST_SIZE = 64
 # How many of a domain's conversations that are over are remembered in their order. One that is begun anew under the same
 # key, as where a remote in TIME_WAIT answers a SYN by a challenge, stands there again: hence several for a port.
 CLOSING_PER_PORT = 4
-_CLOSING_NEAR, _CLOSING_INBOUND = 256, 256
+_CLOSING_NEAR, _CLOSING_INBOUND, _ENTERING = 256, 64, 128
 _RULES = {"allow": Rule.RULE_ALLOW, "reject": Rule.RULE_REJECT}
 _TABLES = ("sessions", "inbound", "mappings", "fragments")
 _LIMIT_FIELDS = {"fragments": "pieces"}
@@ -351,7 +351,7 @@ class Fastpath:
         self._maps["complete"].set(_u32(slot), _u32(0))
         self.new_runtime(slot)
         places = {name: [(slot, entries)] for name, entries in _table_sizes(limits, port_count).items()}
-        queues = (CLOSING_PER_PORT * port_count, _CLOSING_NEAR, _CLOSING_INBOUND, limits.half_open)
+        queues = (CLOSING_PER_PORT * port_count, _CLOSING_NEAR, _CLOSING_INBOUND, min(limits.half_open, _ENTERING))
         places["closing"] = [(slot * Kind.KINDS + kind, entries) for kind, entries in enumerate(queues)]
 
         def put(name: str) -> None:
@@ -435,14 +435,13 @@ class Fastpath:
 
     def forwards(self) -> frozenset[Forward]:
         """All forwards."""
-        rows = self._maps["outside"].dump()
+        protocols = {int(space): protocol for protocol, space in _PROTOCOL_SPACE.items()}
         found = set()
-        for protocol, space in _PROTOCOL_SPACE.items():
-            base = space * Limit.PORT_SPACE
-            for index, raw in rows[base : base + Limit.PORT_SPACE]:
-                if raw[4] == Holder.PORT_FORWARD:
-                    row = _parse(_abi.Outside, raw)
-                    found.add(Forward(protocol, index - base, row.slot, row.inside_port))
+        for index, raw in self._maps["outside"].dump():
+            space, port = divmod(index, int(Limit.PORT_SPACE))
+            if raw[4] == Holder.PORT_FORWARD:
+                row = _parse(_abi.Outside, raw)
+                found.add(Forward(protocols[space], port, row.slot, row.inside_port))
         return frozenset(found)
 
     def _outside_key(self, protocol: str, port: int) -> bytes:

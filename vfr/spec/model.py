@@ -8,7 +8,7 @@ port of the host's own is never taken, and what a mapping's port gets that is of
 the host's. Inbound packets refresh too. A
 session's or mapping's life is what is left since its last packet, in whole seconds as the fastpath
 keeps them; a dead one is as good as none. A RST shortens a session's life, and traffic restores it, unless
-it was a domain's own: from the LAN anybody may have sent it.
+it can be believed: a domain's own, or with just the sequence number that is due (RFC 5961 3.2).
 """
 
 from __future__ import annotations
@@ -126,13 +126,14 @@ class Router:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One conversation. `peer` is a slot or LAN, `outside` 0 between domains."""
+    """One conversation. `peer` is a slot or LAN, `outside` 0 between domains. `sequence`: half open, the peer's initial
+    one; then what the LAN's side will say next, as far as the domain's own acknowledgments make it known."""
 
     expires: int
     peer: int
     outside: int
     state: S
-    peer_isn: int = 0
+    sequence: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,10 +249,10 @@ def _l4(frame: bytes, p: Packet) -> Packet:
         raise _End(V.DROP_PROTOCOL)
     _end_if((room < need or len(frame) < L4 + need, V.DROP_L4_HEADER))
     if p.protocol == TCP:
-        _end_if((not 20 <= (frame[46] >> 4) * 4 <= room, V.DROP_L4_HEADER))
-        return replace(
-            p, sport=word(frame, 34), dport=word(frame, 36), flags=frame[47], seq=long(frame, 38), ack=long(frame, 42)
-        )
+        header = (frame[46] >> 4) * 4
+        _end_if((not 20 <= header <= room, V.DROP_L4_HEADER))
+        p = replace(p, sport=word(frame, 34), dport=word(frame, 36), flags=frame[47])
+        return replace(p, seq=long(frame, 38), ack=long(frame, 42), load=room - header)
     if p.protocol == UDP:
         said = word(frame, 38)
         _end_if((said < 8 or (said > room and not p.first), V.DROP_L4_HEADER))
@@ -752,30 +753,42 @@ class _Run:
     def event(self, p: Packet, flow: _Flow, session: Session) -> E:
         side = E.TCP_PEER_SYN if flow.reply else E.TCP_OPENER_SYN
         if p.flags & RST:
-            return E(side + 2) if self.sender == LAN else E.TCP_ABORT
+            believed = self.sender != LAN or (p.seq == session.sequence and session.state not in HALF_OPEN)
+            return E.TCP_ABORT if believed else E(side + 2)
         if session.state == S.TCP_ANSWERED and not flow.reply:
-            right = p.flags & ACK and (p.ack - session.peer_isn - 1) % 2**32 < 1 << 20
+            right = p.flags & ACK and (p.ack - session.sequence - 1) % 2**32 < 1 << 20
             return E.TCP_OPENER_OTHER if right else E.TCP_OPENER_SYN
         return E(side + (0 if p.flags & SYN else 1 if p.flags & FIN else 3))
 
     def refresh(self, p: Packet, flow: _Flow, session: Session) -> None:
         """A living session goes on: its state, and how long it may now be silent."""
-        state, isn = session.state, session.peer_isn
+        state, sequence = session.state, session.sequence
         if p.protocol == TCP:
             event = self.event(p, flow, session)
             if event == E.TCP_PEER_SYN and state in HALF_OPEN:
-                isn = p.seq
+                sequence = p.seq
             state = step_tcp(state, event)
+            if state not in HALF_OPEN and self.kind(flow) != K.KIND_NEAR:
+                sequence = self.follow_sequence(p, sequence, session.state in HALF_OPEN)
             self.count_change(flow, session.state, state)
         expires = self.now + idle_time(self.router.timers, p.protocol, flow.service, state)
         ends_again = state == session.state and state in CLOSING and p.flags & RST  # RFC 7857 7.1
         if state == session.state and (ends_again or expires < session.expires + SECOND):
-            self.sessions[flow.key] = replace(session, peer_isn=isn)
+            self.sessions[flow.key] = replace(session, sequence=sequence)
             return
-        self.sessions[flow.key] = replace(session, expires=expires, state=state, peer_isn=isn)
+        self.sessions[flow.key] = replace(session, expires=expires, state=state, sequence=sequence)
         key, mapping = self.mapping_of(flow)
         if mapping and (mapping.expires < expires or (state in OVER and not mapping.open)):
             self.mappings[key] = replace(mapping, expires=expires)
+
+    def follow_sequence(self, p: Packet, sequence: int, just_opened: bool) -> int:
+        """Where the LAN's side will go on: where the domain acknowledges it, and what follows exactly on that."""
+        if self.sender != LAN:
+            is_ahead = p.flags & ACK and 0 < (p.ack - sequence) % 2**32 < 2**31
+            return p.ack if is_ahead else sequence
+        if p.seq != sequence and not just_opened:
+            return sequence
+        return (p.seq + p.load + (1 if p.flags & FIN else 0)) % 2**32
 
     def mapping_of(self, flow: _Flow) -> tuple[MappingKey, PortMapping | None]:
         key: MappingKey = (flow.key[0], flow.key[5], flow.key[4])
@@ -796,8 +809,8 @@ class _Run:
             self.mappings[key] = replace(mapping, open=mapping.open + (-1 if new in OVER else 1))
         if new in OVER:
             queue = (flow.key[0], self.kind(flow))
-            room = 4 * len(self.router.domains[flow.key[0]].ports) if queue[1] == K.KIND_LAN else 256
-            self.enqueue(queue, flow, room)
+            rooms = {K.KIND_LAN: 4 * len(self.router.domains[flow.key[0]].ports), K.KIND_NEAR: 256, K.KIND_INBOUND: 64}
+            self.enqueue(queue, flow, rooms[queue[1]])
 
     def enqueue(self, queue: QueueKey, flow: _Flow, room: int) -> None:
         """The youngest that may be forgotten; a full queue loses its oldest."""
@@ -820,7 +833,7 @@ class _Run:
         peer = LAN if inbound else flow.to
         self.sessions[flow.key] = Session(expires, peer, flow.outside, state)
         if inbound and p.protocol == TCP:
-            self.enqueue((slot, K.KIND_ENTERING), flow, self.router.limits.half_open)
+            self.enqueue((slot, K.KIND_ENTERING), flow, min(self.router.limits.half_open, 128))
 
     def free_ports(self, slot: int, protocol: int) -> list[int]:
         """The outside ports that a new mapping of the domain's may take."""

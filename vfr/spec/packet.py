@@ -53,7 +53,8 @@ def adjusted(checksum: int, old: bytes, new: bytes) -> int:
 class Packet:
     """An IPv4 packet without options, parsed. `sport` and `dport` are the packet's own; for echo the
     identifier stands on the side that the answer goes to, and the other is 0. Of an ICMP error (`error`)
-    `src`, ports and protocol are those of an answer to what it quotes, whose L4 header is at `quoted_l4`."""
+    `src`, ports and protocol are those of an answer to what it quotes, whose L4 header is at `quoted_l4`.
+    `load` is how many bytes a TCP packet carries."""
 
     src: int
     dst: int
@@ -68,6 +69,7 @@ class Packet:
     icmp_type: int | None = None
     seq: int = 0
     ack: int = 0
+    load: int = 0
     error: bool = False
     quoted_l4: int = 0
 

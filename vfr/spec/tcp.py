@@ -8,7 +8,7 @@ from vfr._abi import TcpEvent as E
 from vfr._abi import TcpState as S
 
 # state -> event -> state; what is not named stays as it is. A SYN that begins a conversation anew never gets
-# here. ABORT is a RST of a domain's own, which nobody can forge. In ANSWERED, "other" acknowledges the peer's SYN.
+# here. ABORT is a RST that can be believed. In ANSWERED, "other" acknowledges the peer's SYN.
 TCP_NEXT: Mapping[S, Mapping[E, S]] = {
     S.TCP_NONE: {E.TCP_OPENER_SYN: S.TCP_OPENING},
     S.TCP_OPENING: {
