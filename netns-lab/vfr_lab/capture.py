@@ -23,9 +23,11 @@ _LOST = re.compile(r"^(\d+) packets? dropped by kernel", re.MULTILINE)
 
 
 class Capture:
-    """Everything an interface sees between `with` and its end, or a LabError. `lines` is tcpdump's text of it."""
+    """Everything an interface sees between `with` and its end, or a LabError. `lines` is tcpdump's text of it.
 
-    def __init__(self, lab: Lab, node: str, interface: str = "eth0") -> None:
+    Of each packet the first `bytes_each` bytes are kept, 0 for all: a long stream is only seen whole if few are."""
+
+    def __init__(self, lab: Lab, node: str, interface: str = "eth0", bytes_each: int = 0) -> None:
         self.file: Path = lab.files / f"{node}-{interface}-{id(self)}.pcap"
         tcpdump = [
             "tcpdump",
@@ -36,6 +38,8 @@ class Capture:
             "-n",
             "-B",
             str(RING_KIB),
+            "-s",
+            str(bytes_each),
             "-i",
             interface,
             "-w",

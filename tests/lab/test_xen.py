@@ -56,7 +56,7 @@ def _stream(lab: Lab) -> None:
 
 
 def test_a_stream_of_64_kib_tso_frames(lab: Lab) -> None:
-    with Capture(lab, "lan1") as capture:
+    with Capture(lab, "lan1", bytes_each=128) as capture:
         _stream(lab)
     assert capture.lines("greater 30000"), "no frame was a TSO frame, so nothing was shown"
 
@@ -67,7 +67,7 @@ def test_the_same_stream_cut_up_and_summed_after_nat(lab: Lab) -> None:
     offloads = ["tx", "tso", "gso"]
     lab.exec("dom0", "ethtool", "-K", "eth0", *(w for o in offloads for w in (o, "off")))
     try:
-        with Capture(lab, "lan1") as capture:
+        with Capture(lab, "lan1", bytes_each=128) as capture:
             _stream(lab)
         assert not capture.lines("greater 2000")
     finally:
