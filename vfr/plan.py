@@ -64,10 +64,11 @@ class Wanted:
     forwards: frozenset[Forward] = frozenset()
     routes: frozenset[IPv4Network] = frozenset()
 
-    @property
-    def smallest_mtu(self) -> int:
+    def smallest_mtu(self, actual: Actual) -> int:
         """What the sorter cuts to, since it knows no destinations: it fits everywhere."""
-        return min([self.mtu, *([self.uplink.mtu] if self.uplink else [])])
+        return min(
+            [self.mtu, *(row.mtu for row in actual.domains.values()), *([self.uplink.mtu] if self.uplink else [])]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +178,11 @@ def _nat(wanted: Wanted, actual: Actual) -> list[Change]:
 
 
 def _sorter(wanted: Wanted, actual: Actual) -> list[Change]:
-    port = actual.ports.get(SORTER)
+    port, mtu = actual.ports.get(SORTER), wanted.smallest_mtu(actual)
     if port is None or port.attached is None or SORTER not in actual.pins or not port.up or actual.sorter is None:
-        return [Change("make the sorter", "make_sorter", (wanted.smallest_mtu, wanted.config.timers.fragments))]
-    if actual.sorter != (port.index, wanted.smallest_mtu):
-        return [Change("let the sorter cut to another size", "set_sorter_mtu", (wanted.smallest_mtu,))]
+        return [Change("make the sorter", "make_sorter", (mtu, wanted.config.timers.fragments))]
+    if actual.sorter != (port.index, mtu):
+        return [Change("let the sorter cut to another size", "set_sorter_mtu", (mtu,))]
     return []
 
 

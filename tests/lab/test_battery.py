@@ -35,6 +35,7 @@ EVERY = attacks()
 COMMAND = Path(sys.executable).parent / "vfr-lab"
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "attacks.md"
 # Where an attack is shown to bite, if several are known to fall: those first that are quick to wire.
+TRIES = 3
 QUICKEST = ("routed", "xen1", "routed-lax", "vde", "bridge", "bridge-filtered")
 Results = Mapping[tuple[str, str], Result]
 
@@ -54,16 +55,26 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """What became of every attack of which a test is asked for, on vfr and where it bites."""
     wanted = {item.callspec.params["a"].id for item in request.session.items if "a" in _parameters(item)}
     battery = [a for a in EVERY if a.id in wanted]
-    parts = [Part(backend("vfr"), battery)]
-    parts += [Part(backend(n), mine) for n in QUICKEST if (mine := [a for a in battery if _bitten(a) == n])]
+    parts = [Part(backend("vfr"), battery), *_bites(battery)]
     found: dict[tuple[str, str], Result] = {}
 
     def note(result: Result) -> None:
         found[result.attack, result.backend] = result
 
     with labs_up([part.backend for part in parts[:2]], "bt") as labs:
-        Judge(labs, tmp_path_factory.mktemp("captures"), note).run(parts)
+        judge = Judge(labs, tmp_path_factory.mktemp("captures"), note)
+        judge.run(parts)
+        # Some are races against the victim's own packets: one that wins now and then bites.
+        for _ in range(TRIES - 1):
+            missed = [a for a in battery if found[a.id, _bitten(a)].outcome != "fell"]
+            if missed:
+                judge.run(_bites(missed))
     return found
+
+
+def _bites(battery: list[Attack]) -> list[Part]:
+    """Each attack where it is known to bite."""
+    return [Part(backend(n), mine) for n in QUICKEST if (mine := [a for a in battery if _bitten(a) == n])]
 
 
 def _parameters(item: pytest.Item) -> dict[str, object]:

@@ -201,7 +201,9 @@ def map_fd_by_id(number: int) -> int:
     """File descriptor of the map with this kernel number."""
     return _checked(f"opening map {number}", MAP_FD_BY_ID, _Obj(path=number))
 
+
 _NOT_ZERO = re.compile(rb"[^\0]")
+
 
 class Map:
     """One open map. Keys and values are bytes of the declared sizes.

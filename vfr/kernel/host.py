@@ -296,13 +296,14 @@ class Host:
     def _harden(self, vif: Vif, link: links.Link, mtu: int) -> None:
         self._step(f"{vif.interface}: nothing for the host's stack")
         if _owner(link) != vif.id:
+            # Once: the guest's own end would not follow another MTU, and what it sends would be too long for ours.
+            if vif.kind != "device" and link.mtu != mtu:
+                links.set_link(link.index, mtu=mtu)
             ours = mark.Mark(vif.id, vif.home, self._memory(vif, link))
             links.set_link(link.index, ifalias=str(ours))
         self._harden_link(vif.interface, link.index)
         if vif.kind == "tap":
             links.set_link(link.index, address=GATEWAY_MAC)
-        if vif.kind != "device" and link.mtu != mtu:
-            links.set_link(link.index, mtu=mtu)
 
     @staticmethod
     def _harden_link(name: str, index: int) -> None:
