@@ -35,10 +35,15 @@ class Options:
     plots: Path | None = None
 
 
+def _judged() -> list[str]:
+    """Every backend that people use; no strawman."""
+    return [name for name in every.names() if every.backend(name).judged]
+
+
 def _chosen_backends(named: Sequence[str]) -> list[Backend]:
     """Those that were named, else all that have their programs here; and `direct`, which ratios are to."""
     try:
-        chosen = {n: every.backend(n) for n in (*(named or every.names()), run.DIRECT)}
+        chosen = {n: every.backend(n) for n in (*(named or _judged()), run.DIRECT)}
     except LookupError as error:
         raise LabError(str(error.args[0])) from None
     for b in list(chosen.values()):
