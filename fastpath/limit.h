@@ -13,7 +13,9 @@
 #include "session.h"
 
 #define E2BIG 7
-#define FORGET_TRIES 64 /* entries of a queue that are looked at: what was begun anew is no more to be forgotten */
+/* Entries of a queue that are looked at: all, if need be, since many may have died or begun anew. Each is looked at
+ * once, so it costs its owner no more than its entering did. */
+#define FORGET_TRIES 4096
 #define MAPPING_TAKEN (-0x40000000) /* vfr_mapping.open of one that is being deleted */
 
 /* Whether one more event keeps to `per_s` a second, with as many at once as a second allows. The word

@@ -404,6 +404,19 @@ def test_a_reset_with_the_sequence_number_that_is_due_is_believed(bench: Bench) 
     assert _verdict(bench, WEB, tcp("web", "lan", 2002, 81)) == "DROP_PORTS_FULL"
 
 
+def test_what_died_in_the_queue_does_not_stand_before_what_may_be_forgotten(bench: Bench) -> None:
+    """A block is closed, its conversations die of time, and others take their ports and close: again and again."""
+    bench.reset(_router())
+    for life in range(4):
+        for port in range(1000, 1000 + BLOCK):
+            _establish_outside(bench, 100 * life + port)
+            for _ in range(3):
+                assert _outside(bench, 100 * life + port, "RA") and _outside(bench, 100 * life + port)
+            assert _outside(bench, 100 * life + port, "RA")
+        assert _outside(bench, 5000 + life) and _outside(bench, 5000 + life, "RA")
+        bench.fastpath.advance_clock(world.router(RULES).timers.tcp_closing + 1)
+
+
 def test_one_that_begins_anew_again_and_again_costs_no_port_of_the_others(bench: Bench) -> None:
     """As where a remote in TIME_WAIT answers each SYN by a challenge, and the domain that by a reset."""
     bench.reset(_router())
