@@ -1,23 +1,20 @@
-#!/usr/bin/env python3
 """What the fastpath costs: nanoseconds per packet on each path, by the kernel's own BPF statistics.
 
-    tools/ns_per_packet.py [PREFIX]        with the lab up; PREFIX is "lab-" unless another is given
+    .venv/bin/python tools/ns_per_packet.py [PREFIX]        with the lab up; PREFIX is "lab-" unless another is given
 
 Each path's traffic runs alone, a few seconds at most; the statistics are switched on for that time only.
 """
 
 from __future__ import annotations
 
-import ctypes
-import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-BPF, ENABLE_STATS = 321, 32
+from vfr_lab.bench.cost import spent, statistics
+
 SENDER = """
 import socket, sys
 kind, address, port, count, size = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
@@ -58,29 +55,6 @@ while True:
 """
 
 
-@contextmanager
-def statistics() -> Iterator[None]:
-    """The kernel counts what programs cost for as long as the descriptor is open."""
-    attr = (ctypes.c_uint32 * 36)()
-    fd = ctypes.CDLL(None, use_errno=True).syscall(BPF, ENABLE_STATS, ctypes.byref(attr), ctypes.sizeof(attr))
-    if fd < 0:
-        raise OSError(ctypes.get_errno(), "BPF_ENABLE_STATS")
-    try:
-        yield
-    finally:
-        os.close(fd)
-
-
-def spent(pins: Path) -> dict[str, tuple[int, int]]:
-    """Program -> (nanoseconds, runs) so far."""
-    found = {}
-    for name in ("vif_ingress", "uplink_ingress"):
-        show = ["bpftool", "-j", "prog", "show", "pinned", str(pins / name)]
-        info = json.loads(subprocess.run(show, check=True, capture_output=True, text=True).stdout)
-        found[name] = (info.get("run_time_ns", 0), info.get("run_cnt", 0))
-    return found
-
-
 def node(prefix: str, name: str, code: str, *arguments: object) -> list[str]:
     return ["ip", "netns", "exec", prefix + name, sys.executable, "-c", code, *map(str, arguments)]
 
@@ -113,7 +87,7 @@ def measure(prefix: str, pins: Path, what: str, sender: str, receiver: str, *arg
 
 def main() -> None:
     prefix = sys.argv[1] if len(sys.argv) > 1 else "lab-"
-    pins = Path(f"/run/vfr/netns/{prefix}dom0/bpf/fastpath")
+    pins = Path(f"/run/vfr/netns/{prefix}dom0/bpf")
     for _ in range(3):
         measure(
             prefix, pins, "domain to LAN, UDP 18 bytes, one flow", "web", "lan1", "udp", "192.0.2.11", 9000, 200000, 18

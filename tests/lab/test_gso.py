@@ -7,7 +7,6 @@ web 169.254.1.2 --- dom0 192.0.2.1, its uplink with and without offloads --- lan
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import subprocess
 import sys
@@ -18,14 +17,13 @@ from pathlib import Path
 
 import pytest
 from support import wire
+from support.fastpath import more_rules, stats, vfr
 
 from vfr.settings import Limits
 from vfr_lab import Lab
 from vfr_lab.capture import Capture
 
 pytestmark = pytest.mark.lab
-VFR = str(Path(sys.executable).parent / "vfr")
-RULES = Path(__file__).resolve().parents[2] / "rules" / "xen.rules"
 LAN1, OUTSIDE, WEB, DB = "192.0.2.11", "192.0.2.1", "169.254.1.2", "169.254.1.3"
 PORT, SIZE = 9300, 1000
 OFFLOADS = ("tx", "tso", "gso", "tx-udp-segmentation")
@@ -91,11 +89,6 @@ def _process(lab: Lab, node: str, script: str) -> Iterator[subprocess.Popen[str]
             one.kill()
 
 
-def _count(lab: Lab, who: str, verdict: str) -> int:
-    stats = json.loads(lab.exec("dom0", VFR, "stats", who, "--json").stdout)
-    return int(stats[who].get(verdict, {"packets": 0})["packets"])
-
-
 @dataclass(frozen=True)
 class _Seen:
     """A burst and its answer: UDP packets, from the IP header on, as the two ends' interfaces had them."""
@@ -111,7 +104,7 @@ class _Seen:
 def _exchange(lab: Lab, far: str, address: str, asker_there: str, verdict: str, how: str = "DF") -> _Seen:
     """web sends a burst, the other end answers with one; both hear all of it."""
     lab.exec("web", "ping", "-n", "-c1", "-W2", LAN1)  # so that the LAN's MAC is known
-    before = _count(lab, "web", verdict)
+    before = stats(lab, "web").get(verdict, 0)
     with _process(lab, far, ANSWERER) as answerer, Capture(lab, far) as there, Capture(lab, "web") as here:
         said = lab.exec("web", sys.executable, "-c", ASKER, address, str(DISCOVER[how])).stdout
         assert answerer.stdout is not None and answerer.stdout.readline() == _heard(asker_there)
@@ -123,7 +116,7 @@ def _exchange(lab: Lab, far: str, address: str, asker_there: str, verdict: str, 
         asked_far,
         [p for p in distant if wire.source(p)[0] == address],
         [p for p in near if wire.source(p)[0] == address],
-        _count(lab, "web", verdict) - before,
+        stats(lab, "web").get(verdict, 0) - before,
         wire.source(asked_far[0])[1],
     )
 
@@ -199,20 +192,10 @@ def _stream(segments: list[bytes]) -> bytes:
     return bytes(whole)
 
 
-@contextmanager
-def _more_rules(lab: Lab, file: Path, more: str) -> Iterator[None]:
-    file.write_text(f"{RULES.read_text()}\n{more}\n")
-    try:
-        lab.exec("dom0", VFR, "apply", str(file))
-        yield
-    finally:
-        lab.exec("dom0", VFR, "apply", str(RULES))
-
-
 @pytest.mark.inv(11)
 def test_udp_gso_from_domain_to_domain(lab: Lab, tmp_path: Path) -> None:
     """Handed over as it is (bpf_redirect_peer), whether cut before or never; the receiver's stack is real."""
-    with _more_rules(lab, tmp_path / "more.rules", "allow web -> db udp"):
+    with more_rules(lab, tmp_path / "more.rules", "allow web -> db udp"):
         whole = _exchange(lab, "db", DB, WEB, "TO_DOMAIN")
         with _without_offloads(lab, "web", "db"):
             cut = _exchange(lab, "db", DB, WEB, "TO_DOMAIN")
@@ -235,7 +218,7 @@ def _small_uplink(lab: Lab, mtu: int) -> Iterator[None]:
 
 def _set_mtu(lab: Lab, mtu: int) -> None:
     lab.ip("dom0", "link", "set", "eth0", "mtu", str(mtu))
-    lab.exec("dom0", VFR, "timers", "--udp", "300")
+    vfr(lab, "timers", "--udp", "300")
     lab.ip("web", "route", "flush", "cache")
 
 
@@ -254,11 +237,11 @@ except OSError as error:
 def test_segments_too_large_for_the_uplink_are_told_to_the_sender(lab: Lab) -> None:
     """1400 bytes of load where 1400 of packet fit, DF set: EMSGSIZE, the path's MTU learnt, and nothing sent."""
     with _small_uplink(lab, 1400):
-        before = _count(lab, "web", "DROP_TOO_BIG")
+        before = stats(lab, "web").get("DROP_TOO_BIG", 0)
         with Capture(lab, "lan1") as there:
             assert lab.exec("web", sys.executable, "-c", TOO_LARGE, LAN1).stdout == "90\n", "EMSGSIZE"
             lab.exec("web", "ping", "-n", "-c1", "-W2", LAN1)
-        assert _count(lab, "web", "DROP_TOO_BIG") - before == 1
+        assert stats(lab, "web").get("DROP_TOO_BIG", 0) - before == 1
         assert "mtu 1400" in lab.ip("web", "route", "get", LAN1)
         assert there.lines("icmp and src 192.0.2.1") and not there.lines("udp and src 192.0.2.1")
 
@@ -267,10 +250,10 @@ def test_segments_too_large_for_the_uplink_are_told_to_the_sender(lab: Lab) -> N
 def _more_fragments(lab: Lab) -> Iterator[None]:
     """For web as many datagrams in fragments at a time as one burst makes."""
     try:
-        lab.exec("dom0", VFR, "domain", "limit", "web", "--fragments", "256")
+        vfr(lab, "domain", "limit", "web", "--fragments", "256")
         yield
     finally:
-        lab.exec("dom0", VFR, "domain", "limit", "web", "--fragments", str(Limits().fragments))
+        vfr(lab, "domain", "limit", "web", "--fragments", str(Limits().fragments))
 
 
 def test_segments_too_large_are_cut_into_fragments_where_df_allows(lab: Lab) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from support import traffic, wire
+from support.fastpath import more_rules, stats
 
 from vfr.spec.packet import ones_sum
 from vfr_lab import Lab
@@ -23,8 +24,6 @@ from vfr_lab.capture import Capture
 from vfr_lab.lab import wait_until
 
 pytestmark = pytest.mark.lab
-VFR = str(Path(sys.executable).parent / "vfr")
-RULES = Path(__file__).resolve().parents[2] / "rules" / "xen.rules"
 LAN1, OUTSIDE, WEB, DB = "192.0.2.11", "192.0.2.1", "169.254.1.2", "169.254.1.3"
 GATEWAY_MAC = "fe:ff:ff:ff:ff:ff"
 END, NOOP = b"\0", b"\1"
@@ -99,18 +98,13 @@ def _mac(lab: Lab, node: str) -> str:
     return str(json.loads(lab.ip(node, "-j", "link", "show", "eth0"))[0]["address"])
 
 
-def _counts(lab: Lab, row: str) -> dict[str, int]:
-    counted = json.loads(lab.exec("dom0", VFR, "stats", row, "--json").stdout)[row]
-    return {verdict: count["packets"] for verdict, count in counted.items()}
-
-
 def _send(lab: Lab, way: _Way, packets: list[bytes]) -> dict[str, int]:
     """The drops that they were counted under."""
-    before = _counts(lab, way.row)
+    before = stats(lab, way.row)
     to = _mac(lab, "dom0") if way.sender == "lan1" else GATEWAY_MAC
     head = bytes.fromhex((to + _mac(lab, way.sender)).replace(":", "")) + b"\x08\x00"
     lab.exec(way.sender, sys.executable, "-c", SENDER, *((head + p).hex() for p in packets))
-    return _drops(before, _counts(lab, way.row))
+    return _drops(before, stats(lab, way.row))
 
 
 def _drops(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
@@ -132,16 +126,6 @@ def _answered(capture: Capture, way: _Way) -> set[int]:
     return {int.from_bytes(port, "big") for port in (*tcp, *errors)}
 
 
-@contextmanager
-def _rules(lab: Lab, file: Path, more: str) -> Iterator[None]:
-    file.write_text(f"{RULES.read_text()}\n{more}\n")
-    try:
-        lab.exec("dom0", VFR, "apply", str(file))
-        yield
-    finally:
-        lab.exec("dom0", VFR, "apply", str(RULES))
-
-
 def _settle(lab: Lab) -> None:
     """All MACs are known, and what was sent before has arrived."""
     for node in ("web", "db"):
@@ -157,7 +141,7 @@ def test_no_option_arrives_nor_is_answered(lab: Lab, tmp_path: Path, way: _Way) 
     _settle(lab)
     packets = [way.packet(name, options) for name, options in (*ROUTES.items(), *OTHERS.items())]
     with (
-        _rules(lab, tmp_path / "more.rules", "allow web -> db udp"),
+        more_rules(lab, tmp_path / "more.rules", "allow web -> db udp"),
         Capture(lab, way.receiver) as there,
         Capture(lab, way.sender) as here,
     ):
@@ -174,7 +158,7 @@ def test_a_header_past_the_packets_end(lab: Lab, tmp_path: Path, way: _Way) -> N
     _settle(lab)
     packet = b"\x4f" + way.packet("too short", NOOP * 4)[1:]
     with (
-        _rules(lab, tmp_path / "more.rules", "allow web -> db udp"),
+        more_rules(lab, tmp_path / "more.rules", "allow web -> db udp"),
         Capture(lab, way.receiver) as there,
         Capture(lab, way.sender) as here,
     ):
@@ -202,11 +186,11 @@ def test_the_host_is_no_hop_of_a_source_route(lab: Lab, kind: int) -> None:
     host's stack does not forward it, as hosts are by default."""
     _settle(lab)
     packets = [TO_HOST.packet("by the host", _route(kind, DB))]
-    before = _counts(lab, "lan")
+    before = stats(lab, "lan")
     with Capture(lab, "db") as there, Capture(lab, "lan1") as here, Capture(lab, "dom0", "vfr0") as between:
         assert _send(lab, TO_HOST, [*packets, TO_HOST.packet()]) == {}
         _settle(lab)
-    assert _counts(lab, "lan")["NOT_OURS"] >= before["NOT_OURS"] + 2
+    assert stats(lab, "lan")["NOT_OURS"] >= before["NOT_OURS"] + 2
     assert _markers(there) == _markers(between) == set()
     assert WITHOUT in _answered(here, TO_HOST), "the host's own stack had the other"
 
@@ -216,7 +200,7 @@ def test_nor_if_the_host_is_a_router_that_takes_source_routes(lab: Lab) -> None:
     """Then its stack forwards it to vfr0, and the fastpath drops it there."""
     _settle(lab)
     conf = "net.ipv4.conf.all"
-    before = _counts(lab, "dom0")
+    before = stats(lab, "dom0")
     with (
         _sysctls(lab, "dom0", "net.ipv4.ip_forward", f"{conf}.accept_source_route"),
         Capture(lab, "db") as there,
@@ -225,7 +209,7 @@ def test_nor_if_the_host_is_a_router_that_takes_source_routes(lab: Lab) -> None:
         _send(lab, TO_HOST, [TO_HOST.packet("by the host", _route(LOOSE, DB))])
         _settle(lab)
     assert _markers(between) == {"by the host"}, "so something was shown"
-    assert _drops(before, _counts(lab, "dom0")) == {"DROP_SOURCE_ROUTE": 1}
+    assert _drops(before, stats(lab, "dom0")) == {"DROP_SOURCE_ROUTE": 1}
     assert _markers(there) == set()
 
 
@@ -252,10 +236,10 @@ def test_real_tools(lab: Lab, tool: str, verdict: str) -> None:
     _settle(lab)
     plain = tool.replace(" -R", "").replace(" -T tsonly", "").replace(" -g 192.0.2.254", "")
     assert " ms" in lab.exec("web", *plain.split(), LAN1).stdout
-    before = _counts(lab, "web")
+    before = stats(lab, "web")
     with Capture(lab, "lan1") as there:
         said = lab.exec("web", *tool.split(), LAN1, check=False).stdout
         _settle(lab)
     assert " ms" not in said.replace("time 0ms", ""), said
-    assert _drops(before, _counts(lab, "web")).keys() == {verdict}
+    assert _drops(before, stats(lab, "web")).keys() == {verdict}
     assert not there.lines("ip[0] & 0xf > 5") and not there.lines("udp")

@@ -12,6 +12,7 @@ from vfr.kernel import mounts
 from vfr.kernel.fastpath import Fastpath
 from vfr_lab import Lab
 
+RULES = Path(__file__).resolve().parents[2] / "rules" / "xen.rules"
 VFR = str(Path(sys.executable).parent / "vfr")
 
 
@@ -41,3 +42,14 @@ def open_fastpath(lab: Lab) -> Iterator[Fastpath]:
 def slot_of(fastpath: Fastpath, address: str) -> int:
     """The slot of the domain with this address."""
     return next(slot for slot, row in fastpath.domains().items() if str(row.address) == address)
+
+
+@contextmanager
+def more_rules(lab: Lab, file: Path, more: str) -> Iterator[None]:
+    """The lab's own rules and some more, in `file`, for the block."""
+    file.write_text(f"{RULES.read_text()}\n{more}\n")
+    try:
+        vfr(lab, "apply", str(file))
+        yield
+    finally:
+        vfr(lab, "apply", str(RULES))
