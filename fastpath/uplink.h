@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * uplink: which frames from the LAN are ours? Only those to an outside port that a mapping or a
- * forward holds, plus what nobody may send here: the router's own range, and ports of our NAT range
- * that neither we nor the host own. All else belongs to the host and passes untouched, and so does what
+ * forward holds, plus what nobody may send here: the router's own range, ports of our NAT range
+ * that neither we nor the host own, and redirects. All else belongs to the host and passes untouched, and so does what
  * comes to a mapping's port as part of none of its conversations, if a socket of the host's waits for it.
  */
 #ifndef VFR_UPLINK_H

@@ -57,5 +57,12 @@ class Limits:
         )
 
 
+def forgettable(limits: Limits, ports: int) -> tuple[int, int, int, int]:
+    """How many of a domain's conversations are remembered in the order in which they may be forgotten, by
+    vfr._abi.Kind. One that begins anew under the same key, as where a remote in TIME_WAIT answers a SYN by a
+    challenge, stands there again: hence several for each of its `ports` outside ports."""
+    return 4 * ports, 256, 64, min(limits.half_open, 128)
+
+
 DOM0_LIMITS = Limits(sessions=8192, inbound=16, half_open=4096, new_per_s=0, errors_per_s=1000, fragments=256)
 LAN_FRAGMENTS = 1024

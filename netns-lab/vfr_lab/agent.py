@@ -204,18 +204,6 @@ class Agent:
         assert isinstance(one, Call)
         return one.say(bytes.fromhex(data)).hex()
 
-    def heard(self, number: int) -> list[tuple[str, int, str]]:
-        """What a service has heard so far."""
-        one = self.held[number]
-        assert isinstance(one, Ears)
-        return list(one.heard)
-
-    def seen(self, number: int) -> list[tuple[float, bool, str]]:
-        """What eyes have seen so far."""
-        one = self.held[number]
-        assert isinstance(one, Eyes)
-        return list(one.frames)
-
     def close(self, number: int) -> dict[str, object]:
         return self.held.pop(number).close()
 

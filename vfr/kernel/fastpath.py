@@ -21,7 +21,7 @@ from vfr._abi import Deliver, Holder, Kind, Limit, Rule, Space, Verdict
 from vfr.errors import KernelError
 from vfr.kernel import attach, bpf, loader
 from vfr.kernel.ringbuf import RingBuffer
-from vfr.settings import LAN_FRAGMENTS, Limits, Timers
+from vfr.settings import LAN_FRAGMENTS, Limits, Timers, forgettable
 
 if TYPE_CHECKING:
     from vfr.policy import CompiledPolicy
@@ -36,10 +36,6 @@ _PROTOCOL_SPACE = {"tcp": Space.SPACE_TCP, "udp": Space.SPACE_UDP}
 # Maps that no program reads, beside the object's: what control notes down in the kernel, for as long as
 # the kernel's own state lives. Name -> (value size, places).
 _DIGEST_SIZE = 64
-# How many of a domain's conversations that are over are remembered in their order. One that is begun anew under the same
-# key, as where a remote in TIME_WAIT answers a SYN by a challenge, stands there again: hence several for a port.
-CLOSING_PER_PORT = 4
-_CLOSING_NEAR, _CLOSING_INBOUND, _ENTERING = 256, 64, 128
 _RULES = {"allow": Rule.RULE_ALLOW, "reject": Rule.RULE_REJECT}
 _TABLES = ("sessions", "inbound", "mappings", "fragments")
 _LIMIT_FIELDS = {"fragments": "pieces"}
@@ -351,7 +347,7 @@ class Fastpath:
         self._maps["complete"].set(_u32(slot), _u32(0))
         self.new_runtime(slot)
         places = {name: [(slot, entries)] for name, entries in _table_sizes(limits, port_count).items()}
-        queues = (CLOSING_PER_PORT * port_count, _CLOSING_NEAR, _CLOSING_INBOUND, min(limits.half_open, _ENTERING))
+        queues = forgettable(limits, port_count)
         places["closing"] = [(slot * Kind.KINDS + kind, entries) for kind, entries in enumerate(queues)]
 
         def put(name: str) -> None:

@@ -22,7 +22,7 @@ from vfr._abi import Kind as K
 from vfr._abi import TcpEvent as E
 from vfr._abi import TcpState as S
 from vfr._abi import Verdict as V
-from vfr.settings import LAN_FRAGMENTS, Limits, Timers
+from vfr.settings import LAN_FRAGMENTS, Limits, Timers, forgettable
 from vfr.spec.packet import (
     ACK,
     DONT,
@@ -809,11 +809,11 @@ class _Run:
             self.mappings[key] = replace(mapping, open=mapping.open + (-1 if new in OVER else 1))
         if new in OVER:
             queue = (flow.key[0], self.kind(flow))
-            rooms = {K.KIND_LAN: 4 * len(self.router.domains[flow.key[0]].ports), K.KIND_NEAR: 256, K.KIND_INBOUND: 64}
-            self.enqueue(queue, flow, rooms[queue[1]])
+            self.enqueue(queue, flow)
 
-    def enqueue(self, queue: QueueKey, flow: _Flow, room: int) -> None:
+    def enqueue(self, queue: QueueKey, flow: _Flow) -> None:
         """The youngest that may be forgotten; a full queue loses its oldest."""
+        room = forgettable(self.router.limits, len(self.router.domains[queue[0]].ports))[queue[1]]
         self.closing[queue] = (*self.closing.get(queue, ()), (flow.key, flow.outside))[-room or None :]
 
     def begin(self, p: Packet, flow: _Flow) -> None:
@@ -833,7 +833,7 @@ class _Run:
         peer = LAN if inbound else flow.to
         self.sessions[flow.key] = Session(expires, peer, flow.outside, state)
         if inbound and p.protocol == TCP:
-            self.enqueue((slot, K.KIND_ENTERING), flow, min(self.router.limits.half_open, 128))
+            self.enqueue((slot, K.KIND_ENTERING), flow)
 
     def free_ports(self, slot: int, protocol: int) -> list[int]:
         """The outside ports that a new mapping of the domain's may take."""
