@@ -231,3 +231,15 @@ def test_s4_3_3_6_domain_0_answers_a_ping_by_rule(bench: Bench) -> None:
     ping = bytes(echo("web", "dom0", 5))
     assert sides(bench).bench.send(WEB, ping).verdict.name == "DROP_POLICY"
     assert sides(bench, RULES + "allow web -> dom0 icmp\n").bench.send(WEB, ping).verdict.name == "TO_DOM0"
+
+
+def test_s5_2_7_2_a_redirect_bends_no_way(bench: Bench) -> None:
+    """Not from the LAN, whichever packet and address it is about, nor from a domain. An echo to the host is let by."""
+    router = sides(bench).bench
+    for quoted_source, to in product((LAN_ADDRESS, "192.0.2.77"), (LAN_ADDRESS, "192.0.2.77")):
+        about = Raw(bytes(IP(src=quoted_source, dst="198.51.100.9") / ICMP(type=0)))
+        redirect = ip("lan", to) / ICMP(type=5, code=1, gw="192.0.2.12") / about
+        assert router.send(LAN, bytes(redirect)).verdict.name == "DROP_ICMP_TYPE"
+    own = ip("web", "db") / ICMP(type=5, code=1, gw=NODES["web"].ip) / Raw(bytes(IP(src=NODES["db"].ip) / ICMP()))
+    assert router.send(WEB, bytes(own)).verdict.name == "DROP_ICMP_TYPE"
+    assert router.send(LAN, bytes(echo("lan", LAN_ADDRESS, 7))).verdict.name == "NOT_OURS"
