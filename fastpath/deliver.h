@@ -63,15 +63,9 @@ static __always_inline enum vfr_verdict deliver_hairpin(struct vfr_pkt *p)
 	return VFR_HAIRPIN;
 }
 
-/* Into a domain, as its interface has it. */
-static __always_inline enum vfr_verdict hand_over(struct vfr_pkt *p)
+/* Into a domain, the way its interface has it. */
+static __always_inline enum vfr_verdict redirect(struct vfr_pkt *p)
 {
-	struct ethhdr *eth = header(p->skb, 0, sizeof(*eth));
-
-	if (!eth)
-		return VFR_DROP_KERNEL;
-	__builtin_memcpy(eth->h_dest, p->to->mac, ETH_ALEN);
-	__builtin_memcpy(eth->h_source, gateway_mac, ETH_ALEN);
 	if (p->skb->pkt_type != PACKET_HOST && bpf_skb_change_type(p->skb, PACKET_HOST))
 		return VFR_DROP_KERNEL;
 	switch (p->to->deliver) {
@@ -87,6 +81,18 @@ static __always_inline enum vfr_verdict hand_over(struct vfr_pkt *p)
 	default:
 		return VFR_DROP_NOT_READY;
 	}
+}
+
+/* Into a domain, from the router as its guest sees it. */
+static __always_inline enum vfr_verdict hand_over(struct vfr_pkt *p)
+{
+	struct ethhdr *eth = header(p->skb, 0, sizeof(*eth));
+
+	if (!eth)
+		return VFR_DROP_KERNEL;
+	__builtin_memcpy(eth->h_dest, p->to->mac, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, gateway_mac, ETH_ALEN);
+	return redirect(p);
 }
 
 static __always_inline enum vfr_verdict deliver(struct vfr_pkt *p)

@@ -106,12 +106,25 @@ static __always_inline enum vfr_verdict sort(struct vfr_pkt *p, struct vfr_fragm
 	return verdict == VFR_CONTINUE ? to_sorter(p) : verdict;
 }
 
+/* The rules have changed since the first one was let through: would they do so now? */
+static __always_inline bool ask_again(struct vfr_pkt *p, struct vfr_fragment *note)
+{
+	__u32 now = p->config->policy;
+
+	barrier();
+	p->rule = ask_policy(note->opener, note->target, note->remote, ports_rest(0, p->l4_proto, note->service));
+	if (verdict_of(rule_number(p->rule)) != VFR_CONTINUE)
+		return false;
+	note->policy = now;
+	return true;
+}
+
 /* A later fragment goes where the first one went, as long as that is still right. */
-static __always_inline enum vfr_verdict follow(struct vfr_pkt *p, const struct vfr_fragment *note)
+static __always_inline enum vfr_verdict follow(struct vfr_pkt *p, struct vfr_fragment *note)
 {
 	if ((bpf_ntohs(p->fragment) & 0x1fff) * 8 < note->first_end)
 		return VFR_DROP_FRAGMENT;
-	if (note->policy != p->config->policy)
+	if (note->policy != p->config->policy && !ask_again(p, note))
 		return VFR_DROP_POLICY;
 	p->to_node = note->to_node;
 	p->new_id = note->new_id;
@@ -143,7 +156,11 @@ static __always_inline enum vfr_verdict fragment(struct vfr_pkt *p)
 static __always_inline enum vfr_verdict lead(struct vfr_pkt *p)
 {
 	struct vfr_fragment note = {
-		.policy = p->config->policy,
+		.policy = p->policy,
+		.remote = p->key.remote,
+		.opener = p->opener,
+		.target = p->target,
+		.service = p->service,
 		.generation = p->to ? p->to->generation : 0,
 		.to_node = p->to_node,
 		.first_end = p->l3_length - sizeof(struct iphdr),

@@ -8,6 +8,8 @@
 
 #include "offload.h"
 
+#define ETHERTYPE_LEAST 0x0600 /* IEEE 802.3 3.2.6: below, it is a length */
+
 /* What every domain sees as the MAC of the router, on every VIF. */
 static const __u8 gateway_mac[ETH_ALEN] = { 0xfe, 0xff, 0xff, 0xff, 0xff, 0xff };
 
@@ -119,8 +121,6 @@ static __always_inline enum vfr_verdict guard_l4(struct vfr_pkt *p)
 		return verdict;
 	if (!p->later)
 		verdict = parse_l4(p);
-	else if (p->l4_proto != IPPROTO_TCP && p->l4_proto != IPPROTO_UDP && p->l4_proto != IPPROTO_ICMP)
-		verdict = VFR_DROP_PROTOCOL;
 	if (verdict != VFR_CONTINUE)
 		return verdict;
 	if (p->error && p->fragment)
@@ -170,6 +170,17 @@ static __always_inline enum vfr_verdict guard_ip(struct vfr_pkt *p, bool to_grou
 	return to_gateway ? guard_l4(p) : VFR_DROP_DST_MAC;
 }
 
+/* Raw Ethernet: a length field is no EtherType, and nothing of it is to be completed or cut later. */
+static __always_inline enum vfr_verdict guard_ether(struct vfr_pkt *p, bool to_group)
+{
+	if (p->l3_proto == bpf_htons(ETH_P_IPV6))
+		return VFR_DROP_IPV6;
+	if (to_group || bpf_ntohs(p->l3_proto) < ETHERTYPE_LEAST)
+		return VFR_DROP_ETHERTYPE;
+	p->later = true; /* so far as offloads go: it has no L4 header */
+	return check_offload(p);
+}
+
 /* What a VIF's domain may send. Leaves the L4 fields parsed for IP. */
 static __always_inline enum vfr_verdict guard(struct vfr_pkt *p)
 {
@@ -188,7 +199,7 @@ static __always_inline enum vfr_verdict guard(struct vfr_pkt *p)
 		return guard_ip(p, to_group, to_gateway);
 	if (p->l3_proto == bpf_htons(ETH_P_ARP))
 		return guard_arp(p, to_group || to_gateway);
-	return p->l3_proto == bpf_htons(ETH_P_IPV6) ? VFR_DROP_IPV6 : VFR_DROP_ETHERTYPE;
+	return guard_ether(p, to_group);
 }
 
 #endif

@@ -38,7 +38,15 @@ static __always_inline bool within_rate(__u64 *whole_ns, __u64 now, __u32 per_s)
 	return true;
 }
 
-/* Tells of a drop, at a rate per row: a flood of them must not drown everybody else's. */
+/* Whether a rule may let one more conversation begin now. */
+static __always_inline bool within_limit(__u32 number, __u64 now)
+{
+	struct vfr_rule *rule = rule_number(number);
+
+	return !rule || within_rate(&rule->until_ns, now, rule->per_s);
+}
+
+/* Tells of a packet, at a rate per row: a flood of them must not drown everybody else's. */
 __noinline int tell(__u32 per_s, __u64 now, struct vfr_event *event)
 {
 	struct vfr_runtime *r;

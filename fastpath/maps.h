@@ -125,13 +125,13 @@ struct {
 	__type(value, struct vfr_outside);
 } outside SEC(".maps");
 
-/* Pair -> port set. One inner map, replaced whole: a packet meets the old policy or the new one. */
+/* Pair -> what is said about it. One inner map, replaced whole: a packet meets the old policy or the new one. */
 struct vfr_pair_table {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 1);
 	__type(key, struct vfr_pair_key);
-	__type(value, __u32);
+	__type(value, struct vfr_pair);
 };
 
 struct {
@@ -141,15 +141,38 @@ struct {
 	__array(values, struct vfr_pair_table);
 } policy SEC(".maps");
 
-/* Sets are numbered anew by each policy, so old and new rows live side by side while one replaces
- * the other. */
+/* What rows of @policy lead to. Numbers that a new policy needs are those that the old one does not have, so
+ * both live side by side while one replaces the other. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 22);
+	__type(key, struct vfr_ports_key);
+	__type(value, __u32);
+} port_sets SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 1 << 20);
-	__type(key, struct vfr_ports_key);
+	__type(key, struct vfr_remote_key);
 	__type(value, __u32);
-} port_sets SEC(".maps");
+} remotes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, VFR_RULES);
+	__type(key, __u32);
+	__type(value, struct vfr_rule);
+} rules SEC(".maps");
+
+/* MAC -> slot, domain 0's included: whom a raw Ethernet frame is for. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 2 * VFR_SLOTS);
+	__type(key, struct vfr_mac_key);
+	__type(value, __u32);
+} macs SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -38,6 +38,8 @@ enum {
 	ICMP_ECHO = 8,
 	ICMP_TIME_EXCEEDED = 11,
 	ICMP_PARAMETERPROB = 12,
+	ICMP_TIMESTAMP = 13,
+	ICMP_TIMESTAMPREPLY = 14,
 
 	ICMP_NET_UNREACH = 0,        /* codes of ICMP_DEST_UNREACH */
 	ICMP_HOST_UNREACH = 1,
@@ -49,7 +51,7 @@ struct vfr_icmp {
 	__u8 type;
 	__u8 code;
 	__sum16 checksum;
-	__be16 id;                   /* of an echo */
+	__be16 id;                   /* of a request or a reply */
 	__be16 sequence;
 };
 
@@ -87,8 +89,8 @@ struct vfr_pkt {
 	__u32 to_node;               /* slot, or VFR_NODE_LAN */
 
 	__be16 l3_proto;             /* ethertype */
-	__u8 l4_proto;               /* TCP, UDP, ICMP, or whatever it says; of an ICMP error, the quoted one */
-	__u8 l4_length;              /* of the header, in bytes */
+	__u8 l4_proto;               /* whatever it says; of an ICMP error, the quoted one */
+	__u8 l4_length;              /* of the header, in bytes; 0 for protocols that are not read */
 	__u8 tcp_flags;
 	__u8 icmp_type;
 	__u8 ttl;
@@ -98,8 +100,8 @@ struct vfr_pkt {
 	__be16 id;
 	__be32 src;
 	__be32 dst;
-	__be16 sport;                /* for echo the identifier stands where the answer goes: */
-	__be16 dport;                /* a request's "source port", a reply's "destination port" */
+	__be16 sport;                /* ICMP's identifier stands where the answer goes, a request's "source port", */
+	__be16 dport;                /* a reply's "destination port"; on the other side, 0 for echo, or the request */
 
 	bool dont_fragment;
 	bool first;                  /* the first fragment of a datagram */
@@ -118,6 +120,10 @@ struct vfr_pkt {
 	__u16 opener;                /* nodes and port that the policy is asked about */
 	__u16 target;
 	__be16 service;
+	__u32 policy;                /* the number of the policy that it is held to, */
+	__u32 rule;                  /* and of the rule that decided, if it was asked and one did */
+	bool was_asked;
+	bool begun;                  /* it began a conversation */
 	__be16 outside_port;         /* what the LAN sees for the domain */
 	__be16 inside_port;          /* what the domain itself sees, if it came from the LAN */
 	__be16 new_id;               /* the identification that it goes on with, if it may be fragmented */
@@ -211,6 +217,22 @@ static __always_inline bool is_icmp_error(__u8 type)
 	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
 }
 
+static __always_inline bool is_icmp_request(__u8 type)
+{
+	return type == ICMP_ECHO || type == ICMP_TIMESTAMP;
+}
+
+static __always_inline bool is_icmp_reply(__u8 type)
+{
+	return type == ICMP_ECHOREPLY || type == ICMP_TIMESTAMPREPLY;
+}
+
+/* What stands for a request, or for what was requested, where TCP has the target's port. */
+static __always_inline __be16 icmp_service(__u8 type)
+{
+	return type == ICMP_TIMESTAMP || type == ICMP_TIMESTAMPREPLY ? bpf_htons(ICMP_TIMESTAMP) : 0;
+}
+
 static __always_inline enum vfr_verdict parse_icmp(struct vfr_pkt *p, __u32 room)
 {
 	struct vfr_icmp *icmp = header(p->skb, L4_OFFSET, sizeof(*icmp));
@@ -222,12 +244,15 @@ static __always_inline enum vfr_verdict parse_icmp(struct vfr_pkt *p, __u32 room
 	p->error = is_icmp_error(icmp->type);
 	if (p->error)
 		return VFR_CONTINUE;
-	if (icmp->type == ICMP_ECHO)
+	if (is_icmp_request(icmp->type)) {
 		p->sport = icmp->id;
-	else if (icmp->type == ICMP_ECHOREPLY)
+		p->dport = icmp_service(icmp->type);
+	} else if (is_icmp_reply(icmp->type)) {
+		p->sport = icmp_service(icmp->type);
 		p->dport = icmp->id;
-	else
+	} else {
 		return VFR_DROP_ICMP_TYPE;
+	}
 	return icmp->code ? VFR_DROP_ICMP_TYPE : VFR_CONTINUE;
 }
 
@@ -244,8 +269,15 @@ static __always_inline enum vfr_verdict parse_l4(struct vfr_pkt *p)
 	case IPPROTO_ICMP:
 		return parse_icmp(p, room);
 	default:
-		return VFR_DROP_PROTOCOL;
+		p->l4_length = 0;
+		return VFR_CONTINUE;
 	}
+}
+
+/* Protocols whose ports, or identifiers, tell domains behind one address apart. */
+static __always_inline bool has_ports(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_ICMP;
 }
 
 static __always_inline bool is_delivery(enum vfr_verdict verdict)

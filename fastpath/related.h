@@ -46,10 +46,11 @@ static __always_inline bool turn_quoted(struct quoted *q, const struct l4_start 
 	q->dport = l4->word[0];
 	if (q->protocol == IPPROTO_TCP || q->protocol == IPPROTO_UDP)
 		return true;
-	q->icmp_type = type == ICMP_ECHO ? ICMP_ECHOREPLY : ICMP_ECHO;
-	q->sport = type == ICMP_ECHO ? 0 : l4->word[2];
-	q->dport = type == ICMP_ECHO ? l4->word[2] : 0;
-	return q->protocol == IPPROTO_ICMP && (type == ICMP_ECHO || type == ICMP_ECHOREPLY);
+	/* A request's answer would be a reply, and a reply's a request. */
+	q->icmp_type = is_icmp_request(type) ? ICMP_ECHOREPLY : ICMP_ECHO;
+	q->sport = is_icmp_request(type) ? icmp_service(type) : l4->word[2];
+	q->dport = is_icmp_request(type) ? l4->word[2] : icmp_service(type);
+	return q->protocol == IPPROTO_ICMP && (is_icmp_request(type) || is_icmp_reply(type));
 }
 
 /* Reads what an ICMP error of `l3_length` bytes quotes. False if that can't be a packet of ours. */

@@ -85,10 +85,10 @@ static __always_inline __u64 idle_time(const struct vfr_pkt *p, __u32 tcp_state)
 	const struct vfr_timers *timers = &p->config->timers;
 	__u32 seconds;
 
-	if (p->l4_proto == IPPROTO_UDP)
-		seconds = p->service == bpf_htons(53) ? timers->dns_s : timers->udp_s;
-	else if (p->l4_proto == IPPROTO_ICMP)
+	if (p->l4_proto == IPPROTO_ICMP)
 		seconds = timers->icmp_s;
+	else if (p->l4_proto != IPPROTO_TCP)
+		seconds = p->l4_proto == IPPROTO_UDP && p->service == bpf_htons(53) ? timers->dns_s : timers->udp_s;
 	else if (is_half_open(tcp_state))
 		seconds = timers->tcp_opening_s;
 	else
@@ -103,7 +103,7 @@ static __always_inline bool is_opening(const struct vfr_pkt *p)
 		return false;
 	if (p->l4_proto == IPPROTO_TCP)
 		return (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
-	return p->l4_proto == IPPROTO_UDP || p->icmp_type == ICMP_ECHO;
+	return p->l4_proto != IPPROTO_ICMP || is_icmp_request(p->icmp_type);
 }
 
 /* Whether it begins its conversation anew, through policy, since the last one under this key is over. After a RST
@@ -222,6 +222,8 @@ static __always_inline enum vfr_verdict to_lan(struct vfr_pkt *p)
 	const struct vfr_config *config = p->config;
 
 	p->to_node = VFR_NODE_LAN;
+	if (!has_ports(p->l4_proto))
+		return VFR_DROP_PROTOCOL;
 	if (in_pool(config, p->dst) || is_link_local(p->dst) || p->from_slot == 0)
 		return VFR_DROP_NO_DOMAIN;
 	if (!config->uplink_ifindex)
@@ -259,11 +261,11 @@ static __always_inline enum vfr_verdict open_from_vif(struct vfr_pkt *p)
 
 static __always_inline enum vfr_verdict session_from_vif(struct vfr_pkt *p)
 {
-	bool echo_reply = p->l4_proto == IPPROTO_ICMP && p->icmp_type == ICMP_ECHOREPLY;
-	bool echo = p->l4_proto == IPPROTO_ICMP && !echo_reply;
+	bool reply = p->l4_proto == IPPROTO_ICMP && is_icmp_reply(p->icmp_type);
+	bool request = p->l4_proto == IPPROTO_ICMP && !reply;
 	enum vfr_verdict verdict = VFR_CONTINUE;
 
-	if (!echo_reply)
+	if (!reply)
 		verdict = session_as_opener(p);
 	if (verdict != VFR_CONTINUE || p->session)
 		return verdict;
@@ -275,7 +277,7 @@ static __always_inline enum vfr_verdict session_from_vif(struct vfr_pkt *p)
 	verdict = route(p);
 	if (verdict != VFR_CONTINUE)
 		return verdict;
-	if (p->to && !echo)
+	if (p->to && !request)
 		session_as_peer(p);
 	return p->session ? VFR_CONTINUE : open_from_vif(p);
 }

@@ -139,7 +139,7 @@ static __always_inline enum vfr_verdict new_session(struct vfr_pkt *p)
 	__u32 state = p->l4_proto == IPPROTO_TCP ? VFR_TCP_OPENING : VFR_TCP_NONE;
 	struct vfr_session s = {
 		.expires_ns = p->now + idle_time(p, state),
-		.policy = p->config->policy,
+		.policy = p->policy,
 		.peer_generation = !p->inbound && p->to ? p->to->generation : 0,
 		.peer = p->inbound ? VFR_NODE_LAN : p->to_node,
 		.outside_port = p->outside_port,
@@ -165,7 +165,9 @@ static __always_inline void note_opening(struct vfr_pkt *p)
 /* A conversation begins: within its quotas, with a port if it goes to the LAN, and all or nothing. */
 static __always_inline enum vfr_verdict begin(struct vfr_pkt *p)
 {
-	enum vfr_verdict verdict = admit(owner_of(p), p->l4_proto, p->inbound, p->now);
+	enum vfr_verdict verdict = within_limit(p->rule, p->now)
+					   ? admit(owner_of(p), p->l4_proto, p->inbound, p->now)
+					   : VFR_DROP_TOO_FAST;
 
 	if (verdict == VFR_CONTINUE && !p->inbound && !p->to)
 		verdict = map_port(p, p->now + idle_time(p, VFR_TCP_OPENING));
@@ -176,6 +178,7 @@ static __always_inline enum vfr_verdict begin(struct vfr_pkt *p)
 		unmap_port(p->from_slot, &p->key, p->outside_port, p->new_mapping);
 	if (verdict == VFR_CONTINUE && p->l4_proto == IPPROTO_TCP)
 		note_opening(p);
+	p->begun = verdict == VFR_CONTINUE;
 	return verdict;
 }
 

@@ -83,9 +83,9 @@ static __always_inline bool uplink_ports(struct vfr_pkt *p)
 		return true;
 	p->icmp_type = *(__u8 *)&l4;
 	p->error = is_icmp_error(p->icmp_type);
-	p->sport = 0;
+	p->sport = icmp_service(p->icmp_type);
 	p->dport = l4.word[2];
-	return p->icmp_type == ICMP_ECHOREPLY || (p->error && p->ihl == 5);
+	return is_icmp_reply(p->icmp_type) || (p->error && p->ihl == 5);
 }
 
 /* Whose an ICMP error is, the packet that it quotes says. The address it comes from may be any
@@ -193,7 +193,7 @@ static __always_inline enum vfr_verdict uplink_packet(struct vfr_pkt *p)
 		return VFR_DROP_ICMP_TYPE;
 	if (!p->config->outside_address || p->dst != p->config->outside_address)
 		return VFR_NOT_OURS;
-	if (p->l4_proto != IPPROTO_TCP && p->l4_proto != IPPROTO_UDP && p->l4_proto != IPPROTO_ICMP)
+	if (!has_ports(p->l4_proto))
 		return VFR_NOT_OURS;
 	if (!p->fragment)
 		return uplink_port(p);

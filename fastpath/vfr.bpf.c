@@ -64,6 +64,7 @@
 #include <linux/pkt_cls.h>
 #include "answer.h"
 #include "deliver.h"
+#include "ether.h"
 #include "refuse.h"
 #include "translate.h"
 #include "uplink.h"
@@ -76,7 +77,7 @@ const volatile enum vfr_verdict abi_verdict = VFR_CONTINUE;
 const volatile enum vfr_limit abi_limit = VFR_SLOTS;
 const volatile enum vfr_deliver abi_deliver = VFR_DELIVER_NONE;
 const volatile enum vfr_holder abi_holder = VFR_PORT_FREE;
-const volatile enum vfr_rule abi_rule = VFR_RULE_NONE;
+const volatile enum vfr_action abi_action = VFR_ACTION_NONE;
 const volatile enum vfr_kind abi_kind = VFR_KIND_LAN;
 const volatile enum vfr_way abi_way = VFR_WAY_SORT;
 const volatile enum vfr_space abi_space = VFR_SPACE_TCP;
@@ -90,6 +91,7 @@ const volatile struct vfr_inner_types {
 	struct vfr_mapping_key mapping_key;
 	struct vfr_mapping mapping;
 	struct vfr_pair_key pair_key;
+	struct vfr_pair pair;
 	struct vfr_closing closing;
 	struct vfr_fragment_key fragment_key;
 	struct vfr_fragment fragment;
@@ -138,11 +140,21 @@ static __always_inline void note_trace(struct vfr_pkt *p, enum vfr_verdict verdi
 		return;
 	end->verdict = verdict;
 	end->row = p->row;
+	end->rule = p->rule;
+	end->remote = p->key.remote;
+	end->opener = p->opener;
+	end->asked = p->target;
+	end->service = p->service;
+	end->outside_port = p->outside_port;
+	end->protocol = p->l4_proto;
+	end->has_session = p->session != NULL;
+	end->was_asked = p->was_asked;
 	end->target = is_delivery(verdict) ? p->to_node : VFR_NODE_ANY;
 	end->ifindex = verdict == VFR_TO_LAN ? p->config->uplink_ifindex : p->to ? p->to->ifindex : 0;
 }
 
-static __always_inline void tell_drop(struct vfr_pkt *p, enum vfr_verdict verdict)
+/* Told of are drops, and what a rule that logs let begin. */
+static __always_inline void tell_end(struct vfr_pkt *p, enum vfr_verdict verdict)
 {
 	struct vfr_event event = {
 		.at_ns = p->now,
@@ -153,10 +165,19 @@ static __always_inline void tell_drop(struct vfr_pkt *p, enum vfr_verdict verdic
 		.sport = p->sport,
 		.dport = p->dport,
 		.bytes = p->skb->len,
+		.rule = p->rule,
+		.ethertype = p->l3_proto,
 		.protocol = p->l4_proto,
 	};
 
 	tell(p->from ? p->from->events_per_s : VFR_LAN_EVENTS_PER_S, p->now, &event);
+}
+
+static __always_inline bool is_logged(const struct vfr_pkt *p)
+{
+	struct vfr_rule *rule = p->begun ? rule_number(p->rule) : NULL;
+
+	return rule && rule->log;
 }
 
 /* The one exit. */
@@ -172,12 +193,14 @@ static __always_inline int finish(struct vfr_pkt *p, enum vfr_verdict verdict)
 	case VFR_TO_SORTER:
 	case VFR_HAIRPIN:
 	case VFR_ANSWERED:
+		if (is_logged(p))
+			tell_end(p, verdict);
 		return p->action;
 	case VFR_NOT_OURS:
 		/* Whoever is next on the hook, then the host's stack; for what the sorter had, back to it. */
 		return p->sorted ? p->action : TC_ACT_UNSPEC;
 	default:
-		tell_drop(p, verdict);
+		tell_end(p, verdict);
 		return refuse(p, verdict);
 	}
 }
@@ -269,7 +292,7 @@ int vif_ingress(struct __sk_buff *skb)
 	if (verdict == VFR_CONTINUE)
 		verdict = answer(&p);
 	if (verdict == VFR_CONTINUE)
-		verdict = from_domain(&p);
+		verdict = is_ether(&p) ? ether(&p) : from_domain(&p);
 	return finish(&p, verdict);
 }
 

@@ -34,7 +34,7 @@ enum vfr_verdict {
 	VFR_DROP_SRC_MAC,        /* the source MAC is not the domain's own */
 	VFR_DROP_DST_MAC,        /* to a unicast MAC that is not the gateway's */
 	VFR_DROP_GROUP_MAC,      /* an IP packet to a broadcast or multicast MAC */
-	VFR_DROP_ETHERTYPE,      /* neither ARP nor IP, 802.3 length fields included */
+	VFR_DROP_ETHERTYPE,      /* neither ARP nor IP, and no rule lets it go to whom it is for; 802.3 length fields included */
 	VFR_DROP_IPV6,           /* IPv6 is not handled yet */
 
 	VFR_DROP_ARP_HEADER,     /* ARP that is not Ethernet and IPv4, or no request or reply */
@@ -56,10 +56,10 @@ enum vfr_verdict {
 	VFR_DROP_TTL,            /* the TTL ends here; answered with time exceeded */
 	VFR_DROP_L4_HEADER,      /* a TCP, UDP or ICMP header that contradicts the packet's length */
 	VFR_DROP_OFFLOAD,        /* asks for a checksum where none belongs, or to be cut where or as it must not be */
-	VFR_DROP_PROTOCOL,       /* an IP protocol other than TCP, UDP, ICMP */
+	VFR_DROP_PROTOCOL,       /* to the LAN: an IP protocol other than TCP, UDP, ICMP, whose answers NAT can't tell apart */
 	VFR_DROP_ICMP_CHECKSUM,  /* an ICMP error whose checksum, or whose quoted header's, is wrong */
 	VFR_DROP_ICMP_ERROR,     /* an ICMP error about no living conversation of its sender's */
-	VFR_DROP_ICMP_TYPE,      /* ICMP that is neither echo nor an error to be passed on, redirects above all */
+	VFR_DROP_ICMP_TYPE,      /* ICMP that is neither echo nor timestamp nor an error to be passed on, redirects above all */
 
 	VFR_DROP_NO_SESSION,     /* not the start of a conversation, and no conversation is known */
 	VFR_DROP_UNSOLICITED,    /* from the LAN to a port of ours, from somebody never spoken to */
@@ -70,7 +70,7 @@ enum vfr_verdict {
 	VFR_DROP_REJECTED,       /* a rule rejects it: denied, and answered with administratively prohibited */
 	VFR_DROP_SESSIONS_FULL,  /* the quota of sessions is used up */
 	VFR_DROP_HALF_OPEN_FULL, /* the quota of TCP sessions without an answer is used up */
-	VFR_DROP_TOO_FAST,       /* more new conversations a second than the quota */
+	VFR_DROP_TOO_FAST,       /* more new conversations a second than the quota, or than the rule's limit */
 	VFR_DROP_PORTS_FULL,     /* the domain's port block is used up */
 	VFR_DROP_TOO_BIG,        /* longer than the next interface's MTU; answered with fragmentation needed */
 	VFR_DROP_KERNEL,         /* a kernel helper failed: no memory, or a packet it can't change */
@@ -85,12 +85,21 @@ enum vfr_limit {
 	VFR_ROW_UNKNOWN = 4097,       /* counters: what came in by a VIF of no domain */
 	VFR_ROWS = 4098,
 	VFR_LAN_EVENTS_PER_S = 100,   /* events of what came in by the uplink, or by a VIF of no domain */
-	VFR_NODE_LAN = 0xfffe,        /* policy: everything behind the uplink */
-	VFR_NODE_ANY = 0xffff,        /* policy: everyone */
+	/* Nodes, by which the policy knows who is at an end. A slot is its domain's node; then: */
+	VFR_NODE_GROUPS = 0x1000,     /* the first of those for all groups that a domain is in, */
+	VFR_NODE_REMOTES = 0x2000,    /* and of those for all named blocks that an address lies in */
+	VFR_NODE_HEADER = 0xfff0,     /* no node: rows of @policy that are about the policy itself */
+	VFR_NODE_NONE = 0xfff1,       /* in no group, or in no named block */
+	VFR_NODE_LOCAL = 0xfffc,      /* behind the uplink: its own network, and private ones */
+	VFR_NODE_INTERNET = 0xfffd,   /* behind the uplink: the rest */
+	VFR_NODE_LAN = 0xfffe,        /* everything behind the uplink, wherever an address does not matter */
+	VFR_NODE_ANY = 0xffff,        /* everyone */
+	VFR_PAIR_OPENS = 1,           /* flags of a pair's row: a rule in it lets something through, or rejects it; */
+	VFR_PAIR_SHUTS = 2,           /* one denies everything; */
+	VFR_PAIR_IS_RULE = 4,         /* the row is one rule, and for every IP protocol: its number, no set's */
+	VFR_RULES = 1 << 18,          /* numbers of rules */
 	VFR_PORT_SPACE = 65536,       /* outside ports of one protocol */
 	VFR_MAX_VERDICTS = 64,        /* room in the counters, so that a new verdict moves nothing */
-	VFR_SET_NOTHING = 0,          /* policy: the port set that allows nothing */
-	VFR_SET_EVERYTHING = 1,       /* policy: the port set that allows all protocols and ports */
 	VFR_MARK_HAIRPIN = 0x56465201, /* skb->mark of a frame that we give to the uplink's hook ourselves: */
 	VFR_MARK_HOST = 0x56465202,   /* to be judged as from the LAN; sorted, and meant for the host */
 };
@@ -110,11 +119,12 @@ enum vfr_holder {
 	VFR_PORT_FORWARD,             /* a forward that the operator made */
 };
 
-/* What a row of @port_sets says. A port without a row is denied in silence. */
-enum vfr_rule {
-	VFR_RULE_NONE,
-	VFR_RULE_ALLOW,
-	VFR_RULE_REJECT,              /* denied, and the sender is told */
+/* What a rule does. */
+enum vfr_action {
+	VFR_ACTION_NONE,
+	VFR_ACTION_ALLOW,
+	VFR_ACTION_REJECT,            /* denied, and the sender is told */
+	VFR_ACTION_DENY,
 };
 
 /* The three port spaces of @outside. */
@@ -215,7 +225,7 @@ _Static_assert(sizeof(struct vfr_domain) == 56, "vfr_domain");
 /* @sessions, @inbound: an inner map per slot. "Remote" is a LAN host or another domain. */
 struct vfr_session_key {
 	__be32 remote;
-	__be16 remote_port;           /* 0 for ICMP */
+	__be16 remote_port;           /* of ICMP, the number of the request: 0 for echo */
 	__be16 inside_port;           /* the echo identifier for ICMP */
 	__u8 protocol;
 	__u8 zero[3];
@@ -260,22 +270,60 @@ struct vfr_outside {
 };
 _Static_assert(sizeof(struct vfr_outside) == 8, "vfr_outside");
 
-/* @policy, one inner map, swapped whole: who may talk to whom, and by which port set. */
+/*
+ * @policy, one inner map, swapped whole: what is said about a pair of nodes. Rows that are about the policy itself:
+ * (HEADER, HEADER) has the number of its @remotes, and in `flags` which levels any row is on (see policy.h); and
+ * (slot, HEADER) has the node of the groups that a domain is in.
+ */
 struct vfr_pair_key {
-	__u16 opener;                 /* slot, VFR_NODE_LAN or VFR_NODE_ANY */
+	__u16 opener;
 	__u16 target;
 };
 _Static_assert(sizeof(struct vfr_pair_key) == 4, "vfr_pair_key");
 
-/* @port_sets: a row for each prefix of ports that a set allows. */
+struct vfr_pair {
+	__u32 number;                 /* of a set in @port_sets, or of a rule */
+	__u32 flags;                  /* VFR_PAIR_* */
+};
+_Static_assert(sizeof(struct vfr_pair) == 8, "vfr_pair");
+
+/* @remotes: the nodes of an address behind the uplink, as one word: zone << 16 | its blocks. */
+struct vfr_remote_key {
+	__u32 prefixlen;              /* 32 bits of policy, and up to 32 of address */
+	__be32 policy;                /* as the header says */
+	__be32 address;
+};
+_Static_assert(sizeof(struct vfr_remote_key) == 12, "vfr_remote_key");
+
+/* @port_sets: the number of the rule that decides, for a protocol, or for a prefix of its ports. */
 struct vfr_ports_key {
-	__u32 prefixlen;              /* 48 bits of set and protocol, and up to 16 of port */
+	__u32 prefixlen;              /* 32 bits of set, 8 of ether, 8 of protocol, and up to 16 of port */
 	__be32 set;
-	__u8 zero;
+	__u8 ether;                   /* 1 for raw Ethernet, whose EtherType is the port */
 	__u8 protocol;
-	__be16 port;                  /* the target's own port, 0 for ICMP */
+	__be16 port;                  /* the target's own; of ICMP, the number of the request, 0 for echo */
 };
 _Static_assert(sizeof(struct vfr_ports_key) == 12, "vfr_ports_key");
+
+/* @macs. */
+struct vfr_mac_key {
+	__u8 mac[6];
+	__u8 zero[2];
+};
+_Static_assert(sizeof(struct vfr_mac_key) == 8, "vfr_mac_key");
+
+/* @rules, by number. */
+struct vfr_rule {
+	__u64 until_ns;               /* rate of the conversations that it let begin */
+	__u64 packets;                /* that it decided about: those that begin a conversation, and those it refused */
+	__u64 bytes;
+	__u32 rank;                   /* of several rules the highest decides, of equals the lowest number; 0: no rule */
+	__u32 per_s;                  /* conversations a second; 0 for any number */
+	__u8 action;                  /* enum vfr_action */
+	__u8 log;                     /* conversations that it lets begin are told of */
+	__u8 zero[6];
+};
+_Static_assert(sizeof(struct vfr_rule) == 40, "vfr_rule");
 
 /* @closing: the conversations that a domain may forget first, oldest first, in a queue a kind: those that are
  * over, and those from the LAN that have not begun. */
@@ -319,9 +367,14 @@ struct vfr_fragment {
 	__u16 first_end;              /* the first one's bytes of the datagram: no later one may begin before */
 	__be16 new_id;                /* the identification they go on with */
 	__u8 way;                     /* enum vfr_way */
-	__u8 zero[5];
+	__u8 zero;
+	__be32 remote;                /* what the policy was asked about it, for when the rules have changed since */
+	__u16 opener;
+	__u16 target;
+	__be16 service;
+	__u8 zero2[6];
 };
-_Static_assert(sizeof(struct vfr_fragment) == 32, "vfr_fragment");
+_Static_assert(sizeof(struct vfr_fragment) == 48, "vfr_fragment");
 
 /* @runtime, a row per slot and one for the LAN: what the fastpath notes down for itself. A new tenant
  * starts with zeros. A rate is one word, the time at which its allowance will be whole again. */
@@ -350,7 +403,7 @@ struct vfr_counters {
 	struct vfr_count by_verdict[VFR_MAX_VERDICTS];
 };
 
-/* @events: a drop that is told of. Addresses and ports are 0 where the packet was not read that far. */
+/* @events: a drop that is told of, or what a rule with `log` let begin. Addresses and ports are 0 where the packet was not read that far. */
 struct vfr_event {
 	__u64 at_ns;                  /* CLOCK_MONOTONIC */
 	__u32 row;                    /* the counters' row: whose packet it was */
@@ -361,10 +414,12 @@ struct vfr_event {
 	__be16 dport;
 	__u32 bytes;
 	__u32 untold;                 /* how many of the same row's, before it, went without an event */
+	__u32 rule;                   /* number of the rule that decided, 0 if none did */
+	__be16 ethertype;
 	__u8 protocol;
-	__u8 zero[3];
+	__u8 zero;
 };
-_Static_assert(sizeof(struct vfr_event) == 40, "vfr_event");
+_Static_assert(sizeof(struct vfr_event) == 48, "vfr_event");
 
 /* @offload, one row a CPU: where a witness saw that a checksum is to be written, from the frame's start. */
 struct vfr_offload {
@@ -376,14 +431,24 @@ struct vfr_offload {
 };
 _Static_assert(sizeof(struct vfr_offload) == 12, "vfr_offload");
 
-/* @trace, one row: the last packet's end, written only by an object that was loaded for it. */
+/* @trace, one row: the last packet's way, written only by an object that was loaded for it. */
 struct vfr_trace {
 	__u32 verdict;                /* enum vfr_verdict */
 	__u32 row;                    /* the counters' row */
 	__u32 target;                 /* the receiver's slot, or VFR_NODE_LAN, if it was delivered */
 	__u32 ifindex;                /* where it was handed over */
+	__u32 rule;                   /* number of the rule that decided, 0 if none did */
+	__be32 remote;                /* what the policy was asked: who is behind the uplink, if anybody, */
+	__u16 opener;                 /* the nodes, */
+	__u16 asked;
+	__be16 service;               /* and the target's port */
+	__be16 outside_port;          /* what the LAN sees, 0 if nothing */
+	__u8 protocol;
+	__u8 has_session;             /* it is part of a conversation that was there */
+	__u8 was_asked;               /* the policy was asked at all */
+	__u8 zero[5];
 };
-_Static_assert(sizeof(struct vfr_trace) == 16, "vfr_trace");
+_Static_assert(sizeof(struct vfr_trace) == 40, "vfr_trace");
 
 _Static_assert((int)VFR_VERDICTS <= (int)VFR_MAX_VERDICTS, "make room in vfr_counters");
 

@@ -8,6 +8,13 @@ import enum
 from typing import NamedTuple
 
 
+class Action(enum.IntEnum):
+    ACTION_NONE = 0
+    ACTION_ALLOW = 1
+    ACTION_REJECT = 2
+    ACTION_DENY = 3
+
+
 class Deliver(enum.IntEnum):
     DELIVER_NONE = 0
     DELIVER_PEER = 1
@@ -35,20 +42,22 @@ class Limit(enum.IntEnum):
     ROW_UNKNOWN = 4097
     ROWS = 4098
     LAN_EVENTS_PER_S = 100
+    NODE_GROUPS = 4096
+    NODE_REMOTES = 8192
+    NODE_HEADER = 65520
+    NODE_NONE = 65521
+    NODE_LOCAL = 65532
+    NODE_INTERNET = 65533
     NODE_LAN = 65534
     NODE_ANY = 65535
+    PAIR_OPENS = 1
+    PAIR_SHUTS = 2
+    PAIR_IS_RULE = 4
+    RULES = 262144
     PORT_SPACE = 65536
     MAX_VERDICTS = 64
-    SET_NOTHING = 0
-    SET_EVERYTHING = 1
     MARK_HAIRPIN = 1447449089
     MARK_HOST = 1447449090
-
-
-class Rule(enum.IntEnum):
-    RULE_NONE = 0
-    RULE_ALLOW = 1
-    RULE_REJECT = 2
 
 
 class Space(enum.IntEnum):
@@ -254,12 +263,14 @@ class Event(ctypes.Structure):
         ("dport", ctypes.c_uint16.__ctype_be__),
         ("bytes", ctypes.c_uint32),
         ("untold", ctypes.c_uint32),
+        ("rule", ctypes.c_uint32),
+        ("ethertype", ctypes.c_uint16.__ctype_be__),
         ("protocol", ctypes.c_uint8),
-        ("zero", ctypes.c_uint8 * 3),
+        ("zero", ctypes.c_uint8),
     ]
 
 
-assert ctypes.sizeof(Event) == 40
+assert ctypes.sizeof(Event) == 48
 
 class Fragment(ctypes.Structure):
     _fields_ = [
@@ -271,11 +282,16 @@ class Fragment(ctypes.Structure):
         ("first_end", ctypes.c_uint16),
         ("new_id", ctypes.c_uint16.__ctype_be__),
         ("way", ctypes.c_uint8),
-        ("zero", ctypes.c_uint8 * 5),
+        ("zero", ctypes.c_uint8),
+        ("remote", ctypes.c_uint32.__ctype_be__),
+        ("opener", ctypes.c_uint16),
+        ("target", ctypes.c_uint16),
+        ("service", ctypes.c_uint16.__ctype_be__),
+        ("zero2", ctypes.c_uint8 * 6),
     ]
 
 
-assert ctypes.sizeof(Fragment) == 32
+assert ctypes.sizeof(Fragment) == 48
 
 class FragmentKey(ctypes.Structure):
     _fields_ = [
@@ -288,6 +304,15 @@ class FragmentKey(ctypes.Structure):
 
 
 assert ctypes.sizeof(FragmentKey) == 12
+
+class MacKey(ctypes.Structure):
+    _fields_ = [
+        ("mac", ctypes.c_uint8 * 6),
+        ("zero", ctypes.c_uint8 * 2),
+    ]
+
+
+assert ctypes.sizeof(MacKey) == 8
 
 class Mapping(ctypes.Structure):
     _fields_ = [
@@ -333,6 +358,15 @@ class Outside(ctypes.Structure):
 
 assert ctypes.sizeof(Outside) == 8
 
+class Pair(ctypes.Structure):
+    _fields_ = [
+        ("number", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+    ]
+
+
+assert ctypes.sizeof(Pair) == 8
+
 class PairKey(ctypes.Structure):
     _fields_ = [
         ("opener", ctypes.c_uint16),
@@ -346,13 +380,38 @@ class PortsKey(ctypes.Structure):
     _fields_ = [
         ("prefixlen", ctypes.c_uint32),
         ("set", ctypes.c_uint32.__ctype_be__),
-        ("zero", ctypes.c_uint8),
+        ("ether", ctypes.c_uint8),
         ("protocol", ctypes.c_uint8),
         ("port", ctypes.c_uint16.__ctype_be__),
     ]
 
 
 assert ctypes.sizeof(PortsKey) == 12
+
+class RemoteKey(ctypes.Structure):
+    _fields_ = [
+        ("prefixlen", ctypes.c_uint32),
+        ("policy", ctypes.c_uint32.__ctype_be__),
+        ("address", ctypes.c_uint32.__ctype_be__),
+    ]
+
+
+assert ctypes.sizeof(RemoteKey) == 12
+
+class Rule(ctypes.Structure):
+    _fields_ = [
+        ("until_ns", ctypes.c_uint64),
+        ("packets", ctypes.c_uint64),
+        ("bytes", ctypes.c_uint64),
+        ("rank", ctypes.c_uint32),
+        ("per_s", ctypes.c_uint32),
+        ("action", ctypes.c_uint8),
+        ("log", ctypes.c_uint8),
+        ("zero", ctypes.c_uint8 * 6),
+    ]
+
+
+assert ctypes.sizeof(Rule) == 40
 
 class Runtime(ctypes.Structure):
     _fields_ = [
@@ -391,10 +450,20 @@ class Trace(ctypes.Structure):
         ("row", ctypes.c_uint32),
         ("target", ctypes.c_uint32),
         ("ifindex", ctypes.c_uint32),
+        ("rule", ctypes.c_uint32),
+        ("remote", ctypes.c_uint32.__ctype_be__),
+        ("opener", ctypes.c_uint16),
+        ("asked", ctypes.c_uint16),
+        ("service", ctypes.c_uint16.__ctype_be__),
+        ("outside_port", ctypes.c_uint16.__ctype_be__),
+        ("protocol", ctypes.c_uint8),
+        ("has_session", ctypes.c_uint8),
+        ("was_asked", ctypes.c_uint8),
+        ("zero", ctypes.c_uint8 * 5),
     ]
 
 
-assert ctypes.sizeof(Trace) == 16
+assert ctypes.sizeof(Trace) == 40
 
 
 class MapSpec(NamedTuple):
@@ -409,13 +478,11 @@ class MapSpec(NamedTuple):
 
 
 MAPS = {
-    "policy": MapSpec(12, 4, 4, 1, 0, inner=MapSpec(1, 4, 4, 1, 1)),
-    "port_sets": MapSpec(11, 12, 4, 1048576, 1),
     "events": MapSpec(27, 0, 0, 262144, 0),
     "sessions": MapSpec(12, 4, 4, 4096, 0, inner=MapSpec(1, 12, 32, 2048, 1)),
     "inbound": MapSpec(12, 4, 4, 4096, 0, inner=MapSpec(1, 12, 32, 2048, 1)),
     "mappings": MapSpec(12, 4, 4, 4096, 0, inner=MapSpec(1, 4, 16, 192, 1)),
-    "fragments": MapSpec(12, 4, 4, 4097, 0, inner=MapSpec(1, 12, 32, 32, 1)),
+    "fragments": MapSpec(12, 4, 4, 4097, 0, inner=MapSpec(1, 12, 48, 32, 1)),
     "config": MapSpec(2, 4, 80, 1, 0),
     "vifs": MapSpec(1, 4, 4, 8192, 0),
     "domains": MapSpec(2, 4, 56, 4096, 0),
@@ -423,8 +490,13 @@ MAPS = {
     "closing": MapSpec(12, 4, 4, 16384, 0, inner=MapSpec(22, 0, 16, 64, 0)),
     "identifications": MapSpec(2, 4, 4, 1024, 0),
     "outside": MapSpec(2, 4, 8, 196608, 0),
+    "policy": MapSpec(12, 4, 4, 1, 0, inner=MapSpec(1, 4, 8, 1, 1)),
+    "port_sets": MapSpec(11, 12, 4, 4194304, 1),
+    "remotes": MapSpec(11, 12, 4, 1048576, 1),
+    "rules": MapSpec(2, 4, 40, 262144, 0),
+    "macs": MapSpec(1, 8, 4, 8192, 0),
     "runtime": MapSpec(2, 4, 56, 4098, 0),
     "counters": MapSpec(6, 4, 1056, 4098, 0),
-    "trace": MapSpec(2, 4, 16, 1, 0),
+    "trace": MapSpec(2, 4, 40, 1, 0),
     "offload": MapSpec(6, 4, 12, 1, 0),
 }

@@ -96,6 +96,7 @@ class Actual:
     domains: Mapping[int, DomainRow] = field(default_factory=dict)
     vifs: Mapping[int, int] = field(default_factory=dict)
     addresses: Mapping[IPv4Address, int] = field(default_factory=dict)
+    macs: Mapping[str, int] = field(default_factory=dict)
     tables: frozenset[int] = frozenset()
     forwards: frozenset[Forward] = frozenset()
     pins: frozenset[str] = frozenset()
@@ -131,6 +132,7 @@ def is_up(vif: Vif, actual: Actual) -> bool:
         == (device.index, device.mtu, vif.port_low, vif.port_count, vif.limits)
         and actual.vifs.get(port.index) == vif.slot
         and actual.addresses.get(vif.address) == vif.slot
+        and actual.macs.get(vif.mac) == vif.slot
         and vif.slot in actual.tables
     )
 
@@ -150,6 +152,9 @@ def _removals(wanted: Wanted, actual: Actual) -> list[Change]:
     for address, slot in actual.addresses.items():
         if slot not in slots or slots[slot].address != address:
             gone.append(Change(f"forget {address}", "clear_address", (address,)))
+    for mac, slot in actual.macs.items():
+        if slot not in slots or slots[slot].mac != mac:
+            gone.append(Change(f"forget {mac}", "clear_mac", (mac,)))
     gone += [
         Change(f"empty slot {slot}", "clear_slot", (slot, row.port_low, row.port_count))
         for slot, row in actual.domains.items()

@@ -163,6 +163,7 @@ class Bench:
             ),
         )
         fp.set_address(IPv4Address(domain.address), slot)
+        fp.set_mac(world.NODES[name].mac, slot)
         fp.set_vif(self.ifindex[name], slot)
 
     def send(self, sender: int, frame: bytes) -> Outcome:

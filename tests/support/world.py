@@ -44,7 +44,7 @@ NODES = {
 
 def router(rules: str) -> Router:
     """The model's view of it under these rules."""
-    compiled = compile_rules(parse(rules, "case.rules"), {n: s for n, s in SLOTS.items() if s})
+    compiled = compile_rules(parse(rules, "case.rules"), {n: s for n, s in SLOTS.items() if s}, LAN_NET)
     domains = {
         slot: Domain(
             int(IPv4Address(NODES[name].ip)),

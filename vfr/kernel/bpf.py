@@ -11,7 +11,7 @@ import errno
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from vfr.errors import KernelError, VfrError
@@ -21,7 +21,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY = 0, 1, 2, 3, 4
 OBJ_PIN, OBJ_GET, PROG_TEST_RUN = 6, 7, 10
-MAP_LOOKUP_AND_DELETE, MAP_FD_BY_ID, INFO_BY_FD, PROG_QUERY, MAP_LOOKUP_BATCH, LINK_CREATE = 21, 14, 15, 16, 24, 28
+MAP_LOOKUP_AND_DELETE, MAP_FD_BY_ID, INFO_BY_FD, PROG_QUERY, LINK_CREATE = 21, 14, 15, 16, 28
+MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = 24, 26, 27
 
 TYPE_HASH, TYPE_ARRAY = 1, 2
 ANY, NOEXIST = 0, 1
@@ -202,6 +203,7 @@ def map_fd_by_id(number: int) -> int:
     return _checked(f"opening map {number}", MAP_FD_BY_ID, _Obj(path=number))
 
 
+_BATCH = 1 << 14
 _NOT_ZERO = re.compile(rb"[^\0]")
 
 
@@ -281,6 +283,46 @@ class Map:
             value = self.get(key)
             if value is not None:
                 yield key, value
+
+    def _batch(self, keys: bytes, values: bytes, count: int) -> tuple[_Batch, list[object]]:
+        rooms = [ctypes.create_string_buffer(raw, max(len(raw), 1)) for raw in (keys, values)]
+        at = [ctypes.addressof(room) for room in rooms]
+        return _Batch(keys=at[0], values=at[1], count=count, map_fd=self.fd), list(rooms)
+
+    def set_many(self, rows: Iterable[tuple[bytes, bytes]]) -> None:
+        """Enters or replaces values, thousands to a system call. KernelError as from set; some may then be in."""
+        rows = list(rows)
+        for at in range(0, len(rows), _BATCH):
+            part = rows[at : at + _BATCH]
+            attr, _rooms = self._batch(b"".join(k for k, _ in part), b"".join(v for _, v in part), len(part))
+            _checked(f"writing the map {self.name}", MAP_UPDATE_BATCH, attr)
+
+    def delete_many(self, keys: Iterable[bytes]) -> None:
+        """Deletes keys that are there, thousands to a system call."""
+        keys = list(keys)
+        for at in range(0, len(keys), _BATCH):
+            part = keys[at : at + _BATCH]
+            attr, _rooms = self._batch(b"".join(part), b"", len(part))
+            attr.values = 0
+            _checked(f"deleting from the map {self.name}", MAP_DELETE_BATCH, attr)
+
+    def rows(self) -> list[tuple[bytes, bytes]]:
+        """All keys with their values, thousands to a system call. For hashes and tries that nobody writes meanwhile."""
+        found: list[tuple[bytes, bytes]] = []
+        k, v = self.key_size, self.value_size
+        cursor = ctypes.create_string_buffer(max(k, 8))
+        keys, values = ctypes.create_string_buffer(_BATCH * k), ctypes.create_string_buffer(_BATCH * v)
+        attr = _Batch(keys=ctypes.addressof(keys), values=ctypes.addressof(values), map_fd=self.fd)
+        result = 0
+        while result >= 0:
+            attr.count, attr.out_batch = _BATCH, ctypes.addressof(cursor)
+            result = _call(MAP_LOOKUP_BATCH, attr)
+            if result < 0 and result != -errno.ENOENT:
+                raise KernelError(f"reading the map {self.name}", -result)
+            raw, seen = keys.raw, values.raw
+            found += [(raw[i * k : i * k + k], seen[i * v : i * v + v]) for i in range(attr.count)]
+            attr.in_batch = ctypes.addressof(cursor)
+        return found
 
     def dump(self) -> list[tuple[int, bytes]]:
         """The rows of an array that are not all zeros, read in one system call. Not for maps in maps: see

@@ -7,17 +7,18 @@ attached. Nothing but this module and its neighbours in vfr.kernel knows how row
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from vfr import _abi
-from vfr._abi import Deliver, Holder, Kind, Limit, Rule, Space, Verdict
+from vfr._abi import Action, Deliver, Holder, Kind, Limit, Space, Verdict
 from vfr.errors import KernelError
 from vfr.kernel import attach, bpf, loader
 from vfr.kernel.ringbuf import RingBuffer
@@ -25,6 +26,7 @@ from vfr.settings import LAN_FRAGMENTS, Limits, Timers, forgettable
 
 if TYPE_CHECKING:
     from vfr.policy import CompiledPolicy
+    from vfr.policy.compile import Entry, Remote
 
 Hook = Literal["vif", "uplink", "sorter"]
 PROGRAMS: dict[Hook, str] = {"vif": "vif_ingress", "uplink": "uplink_ingress", "sorter": "sorter_ingress"}
@@ -36,7 +38,8 @@ _PROTOCOL_SPACE = {"tcp": Space.SPACE_TCP, "udp": Space.SPACE_UDP}
 # Maps that no program reads, beside the object's: what control notes down in the kernel, for as long as
 # the kernel's own state lives. Name -> (value size, places).
 _DIGEST_SIZE = 64
-_RULES = {"allow": Rule.RULE_ALLOW, "reject": Rule.RULE_REJECT}
+_ACTIONS = {"allow": Action.ACTION_ALLOW, "reject": Action.ACTION_REJECT, "deny": Action.ACTION_DENY}
+_HEADER = int(Limit.NODE_HEADER)
 _TABLES = ("sessions", "inbound", "mappings", "fragments")
 _LIMIT_FIELDS = {"fragments": "pieces"}
 _PER_CPU = ("counters", "offload")
@@ -91,6 +94,10 @@ def _u32(number: int) -> bytes:
 
 def _from_u32(raw: bytes) -> int:
     return int.from_bytes(raw, "little")
+
+
+def _mac_key(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", "")).ljust(8, b"\0")
 
 
 def _parse(row: type[_Row], raw: bytes) -> _Row:
@@ -332,6 +339,18 @@ class Fastpath:
         """Nobody has this address."""
         self._maps["addresses"].delete(address.packed)
 
+    def macs(self) -> dict[str, int]:
+        """MAC -> slot."""
+        return {k[:6].hex(":"): _from_u32(v) for k, v in self._maps["macs"].items()}
+
+    def set_mac(self, mac: str, slot: int) -> None:
+        """Raw Ethernet frames to this MAC are for the slot."""
+        self._maps["macs"].set(_mac_key(mac), _u32(slot))
+
+    def clear_mac(self, mac: str) -> None:
+        """Nobody has this MAC."""
+        self._maps["macs"].delete(_mac_key(mac))
+
     # State per slot
 
     def tables(self) -> frozenset[int]:
@@ -473,41 +492,114 @@ class Fastpath:
     def replace_policy(self, policy: CompiledPolicy) -> None:
         """Swaps the policy at once, then has every living session asked again at its next packet.
 
-        Broken off anywhere, the old policy stays whole, and the digest says that this one is not in.
+        Broken off anywhere, the old policy stays whole, and the digest says that this one is not in. What the old and
+        the new have in common is neither written nor deleted.
         """
-        old = set(self._maps["port_sets"].keys())
-        base = max((int.from_bytes(key[4:8], "big") for key in old), default=1)
         self._set_digest("")
-        fresh = self._write_sets(policy, base)
-        self._swap_pairs(policy, base)
+        old_sets, old_remotes = self._sets(), self._remotes()
+        self._write_rules(policy)
+        numbers = self._write_sets(policy, old_sets)
+        version = self._write_remotes(policy, old_remotes)
+        self._swap_pairs(policy, numbers, version)
         self._next_policy_number()
-        for key in old - fresh:
-            self._maps["port_sets"].delete(key)
+        self._forget_old(policy, old_sets, set(numbers.values()), version)
         self._set_digest(policy.digest)
 
-    def _write_sets(self, policy: CompiledPolicy, base: int) -> set[bytes]:
-        """Enters the policy's port sets under numbers that the old one does not use."""
-        fresh = set()
-        for set_id, protocol, port, bits, action in policy.lpm:
-            key = bytes(_abi.PortsKey(48 + bits, set_id + base, 0, protocol, port))
-            self._maps["port_sets"].set(key, _u32(_RULES[action]))
-            fresh.add(key)
-        return fresh
+    def _sets(self) -> dict[int, tuple[Entry, ...]]:
+        """Number -> what the set has, as it is in the kernel."""
+        found: dict[int, list[Entry]] = {}
+        for key, rule in self._maps["port_sets"].rows():
+            row = _parse(_abi.PortsKey, key)
+            found.setdefault(row.set, []).append(
+                (row.prefixlen - 32, row.ether, row.protocol, row.port, _from_u32(rule))
+            )
+        return {number: tuple(sorted(entries)) for number, entries in found.items()}
 
-    def _swap_pairs(self, policy: CompiledPolicy, base: int) -> None:
+    def _remotes(self) -> dict[int, frozenset[Remote]]:
+        """Version -> the blocks, as they are in the kernel."""
+        found: dict[int, list[Remote]] = {}
+        for key, nodes in self._maps["remotes"].rows():
+            row, value = _parse(_abi.RemoteKey, key), _from_u32(nodes)
+            found.setdefault(row.policy, []).append((row.address, row.prefixlen - 32, value & 0xFFFF, value >> 16))
+        return {version: frozenset(rows) for version, rows in found.items()}
+
+    def _write_rules(self, policy: CompiledPolicy) -> None:
+        """Rows for rules that have none yet. A number is never given to another rule while it is in use."""
+        there = {number for number, _ in self._maps["rules"].dump()}
+        self._maps["rules"].set_many(
+            (
+                _u32(number),
+                bytes(_abi.Rule(rank=rule.rank, per_s=rule.limit, action=_ACTIONS[rule.action], log=rule.log)),
+            )
+            for number, rule in policy.rules.items()
+            if number not in there
+        )
+
+    def _write_sets(self, policy: CompiledPolicy, old: Mapping[int, tuple[Entry, ...]]) -> dict[int, int]:
+        """The policy's number of each set -> the kernel's: an old one where that is the same."""
+        same = {entries: number for number, entries in old.items()}
+        fresh = itertools.count(max(old, default=0) + 1)
+        numbers = {
+            number: same[known] if (known := tuple(sorted(entries))) in same else next(fresh)
+            for number, entries in policy.sets.items()
+        }
+        self._maps["port_sets"].set_many(
+            (bytes(_abi.PortsKey(32 + bits, numbers[number], ether, protocol, port)), _u32(rule))
+            for number, entries in policy.sets.items()
+            if numbers[number] not in old
+            for bits, ether, protocol, port, rule in entries
+        )
+        return numbers
+
+    def _write_remotes(self, policy: CompiledPolicy, old: Mapping[int, frozenset[Remote]]) -> int:
+        """The version under which the policy's blocks are there."""
+        wanted = frozenset(policy.remotes)
+        for version, rows in old.items():
+            if rows == wanted:
+                return version
+        version = max(old, default=0) + 1
+        self._maps["remotes"].set_many(
+            (bytes(_abi.RemoteKey(32 + length, version, address)), _u32(zone << 16 | words))
+            for address, length, words, zone in policy.remotes
+        )
+        return version
+
+    def _swap_pairs(self, policy: CompiledPolicy, numbers: Mapping[int, int], version: int) -> None:
         """Fills a new table of pairs, then puts it in the old one's place."""
+        rows = {(_HEADER, _HEADER): (version, policy.levels)}
+        rows |= {(slot, _HEADER): (node, 0) for slot, node in policy.groups.items()}
+        for pair, (number, flags) in policy.pairs.items():
+            rows[pair] = (number if flags & Limit.PAIR_IS_RULE else numbers[number], flags)
         spec = _abi.MAPS["policy"].inner
         assert spec is not None
-        entries = max(len(policy.pairs), 1)
-        fd = bpf.create_map(spec.type, spec.key_size, spec.value_size, entries, spec.flags, "policy")
-        pairs = bpf.Map(fd, "policy", spec.key_size, spec.value_size, entries)
+        fd = bpf.create_map(spec.type, spec.key_size, spec.value_size, len(rows), spec.flags, "policy")
+        pairs = bpf.Map(fd, "policy", spec.key_size, spec.value_size, len(rows))
         try:
-            for (opener, target), set_id in policy.pairs.items():
-                number = set_id + base if set_id > Limit.SET_EVERYTHING else set_id
-                pairs.set(bytes(_abi.PairKey(opener, target)), _u32(number))
+            pairs.set_many((bytes(_abi.PairKey(*pair)), bytes(_abi.Pair(*row))) for pair, row in rows.items())
             self._maps["policy"].set(_u32(0), _u32(fd))
         finally:
             pairs.close()
+
+    def _forget_old(
+        self, policy: CompiledPolicy, old: Mapping[int, tuple[Entry, ...]], kept: Container[int], version: int
+    ) -> None:
+        """Deletes what only the old policy had; nobody looks there any more."""
+        self._maps["port_sets"].delete_many(
+            bytes(_abi.PortsKey(32 + bits, number, ether, protocol, port))
+            for number, entries in old.items()
+            if number not in kept
+            for bits, ether, protocol, port, _ in entries
+        )
+        remotes = self._maps["remotes"]
+        remotes.delete_many(key for key, _ in remotes.rows() if _parse(_abi.RemoteKey, key).policy != version)
+        empty = bytes(ctypes.sizeof(_abi.Rule))
+        gone = [number for number, _ in self._maps["rules"].dump() if number not in policy.rules]
+        self._maps["rules"].set_many((_u32(number), empty) for number in gone)
+
+    def rule_counts(self) -> dict[int, tuple[int, int]]:
+        """Number of a rule -> (packets, bytes) that it decided about."""
+        rows = ((number, _parse(_abi.Rule, raw)) for number, raw in self._maps["rules"].dump())
+        return {number: (row.packets, row.bytes) for number, row in rows}
 
     def _next_policy_number(self) -> None:
         row = _parse(_abi.Config, self._maps["config"].get(_u32(0)) or b"")

@@ -99,6 +99,7 @@ class Host:
             domains=fp.domains(),
             vifs=fp.vifs(),
             addresses=fp.addresses(),
+            macs=fp.macs(),
             tables=fp.tables(),
             forwards=fp.forwards(),
             pins=fp.links(),
@@ -158,6 +159,9 @@ class Host:
 
     def clear_address(self, address: IPv4Address) -> None:
         self.fastpath.clear_address(address)
+
+    def clear_mac(self, mac: str) -> None:
+        self.fastpath.clear_mac(mac)
 
     def clear_slot(self, slot: int, port_low: int, port_count: int) -> None:
         self.fastpath.clear_domain(slot)
@@ -350,6 +354,7 @@ class Host:
             ),
         )
         fp.set_address(vif.address, vif.slot)
+        fp.set_mac(vif.mac, vif.slot)
         fp.set_vif(link.index, vif.slot)
 
     def _dom0_device(self) -> None:

@@ -1,54 +1,147 @@
 """Rules to tables in which every question costs the same, however many rules there are.
 
-The fastpath asks for a pair of nodes: (opener, target), then (opener, ANY), (ANY, target), (ANY, ANY),
-and the first row that is there decides. So the row of a pair holds the merged meaning of every rule
-that speaks about it. A row names a port set; equal sets share a number. A set's ports are prefixes, as
-a longest-prefix-match table takes them.
+Each end of a conversation has three levels, from its own to everybody's:
+
+    a domain      its slot        its groups, as one node    any
+    the LAN       its addresses   local or internet          any
+
+so that a question is nine rows of `pairs` at the most, of which `levels` says which there can be. A rule enters the
+rows of the very nodes that it names; thus one more rule changes as many rows as it names nodes, and no other rule's.
+A row leads to a rule, or to a set of `ports`, a longest-prefix-match table in which the longest prefix already has
+the winner of all rules in the row. Of what the rows say, the rule of the highest rank decides.
+
+What addresses behind the uplink belong to is one longest-prefix match in `remotes`: each block gives the node of
+all words whose blocks it lies in.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
 
 from vfr._abi import Limit
-from vfr.policy.language import ALL_PORTS, ANY, DOM0, LAN, PROTOCOLS, Ports, Rule, RuleSet
+from vfr.errors import VfrError
+from vfr.policy.rules import ALL_PORTS, ANY, DOM0, INTERNET, LAN, LOCAL, Ports, Rule, RuleSet, Traffic
 
-NODE_ANY, NODE_LAN = int(Limit.NODE_ANY), int(Limit.NODE_LAN)
-NOTHING, EVERYTHING = int(Limit.SET_NOTHING), int(Limit.SET_EVERYTHING)
+NODE_ANY, NODE_LAN, NODE_NONE = int(Limit.NODE_ANY), int(Limit.NODE_LAN), int(Limit.NODE_NONE)
+NODE_LOCAL, NODE_INTERNET = int(Limit.NODE_LOCAL), int(Limit.NODE_INTERNET)
+OPENS, SHUTS, IS_RULE = int(Limit.PAIR_OPENS), int(Limit.PAIR_SHUTS), int(Limit.PAIR_IS_RULE)
+RULES_MOST = int(Limit.RULES) // 2 - 1  # the old rules and the new are there together for a moment
+PAIRS_MOST = 1 << 20
+EVERYWHERE = IPv4Network("0.0.0.0/0")
+
 Pair = tuple[int, int]
-PortSet = tuple[tuple[int, Ports, str], ...]
-_ALL: PortSet = tuple((number, ALL_PORTS, "allow") for number in sorted(PROTOCOLS.values()))
+Row = tuple[int, int]  # a rule's or a set's number, and flags
+Entry = tuple[int, int, int, int, int]  # bits behind the set's number, ether, protocol, port, rule
+Remote = tuple[int, int, int, int]  # address, prefix length, node of its words, node of its zone
 
 
-def _union(ranges: Iterable[tuple[int, int]]) -> Ports:
-    """Disjoint, sorted, with nothing between neighbours that touch."""
-    merged: list[tuple[int, int]] = []
-    for low, high in sorted(ranges):
-        if merged and low <= merged[-1][1] + 1:
-            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
-        else:
-            merged.append((low, high))
-    return tuple(merged)
+class TooManyError(VfrError):
+    """Rules that make larger tables than there may be."""
 
 
-def _minus(ranges: Ports, holes: Ports) -> Ports:
-    """What is left of `ranges` without `holes`; both as _union gives them."""
-    left: list[tuple[int, int]] = []
-    for low, high in ranges:
-        for hole_low, hole_high in holes:
-            if hole_high < low or hole_low > high:
-                continue
-            if hole_low > low:
-                left.append((low, hole_low - 1))
-            low = hole_high + 1
-        if low <= high:
-            left.append((low, high))
-    return tuple(left)
+@dataclass(frozen=True, slots=True)
+class CompiledPolicy:
+    """The tables: `pairs` (opener, target) -> row; `sets` by number; `groups` slot -> node; `remotes`; `rules` by
+    number. `digest` is 64 hex digits that no other policy has."""
+
+    pairs: Mapping[Pair, Row]
+    sets: Mapping[int, tuple[Entry, ...]]
+    groups: Mapping[int, int]
+    remotes: tuple[Remote, ...]
+    rules: Mapping[int, Rule]
+    digest: str
+    _lookup: dict[tuple[int, ...], int] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def levels(self) -> int:
+        """A bit for each (opener's level, target's level) that some row has: 1 << (3 * opener's + target's)."""
+        found = 0
+        for opener, target in self.pairs:
+            found |= 1 << (3 * _level(opener) + _level(target))
+        return found
+
+    def remote(self, address: IPv4Address) -> tuple[int, int]:
+        """The nodes of somebody behind the uplink: its words', or NODE_NONE, and its zone's."""
+        found = self._find("remotes", int(address), 32)
+        return (found & 0xFFFF, found >> 16) if found is not None else (NODE_NONE, NODE_INTERNET)
+
+    def _find(self, kind: str, key: int, bits: int, *scope: int) -> int | None:
+        if not self._lookup:
+            self._index()
+        mark = hash(kind) if scope == () else scope[0]
+        for length in range(bits, -1, -1):
+            found = self._lookup.get((mark, length, key >> (bits - length)))
+            if found is not None:
+                return found
+        return None
+
+    def _index(self) -> None:
+        for address, length, words, zone in self.remotes:
+            self._lookup[hash("remotes"), length, address >> (32 - length)] = zone << 16 | words
+        for number, entries in self.sets.items():
+            for bits, ether, protocol, port, rule in entries:
+                self._lookup[number, bits, (ether << 24 | protocol << 16 | port) >> (32 - bits)] = rule
+        self._lookup[()] = 0
+
+    def _nodes(self, node: int, remote: IPv4Address | None) -> tuple[int, int, int]:
+        if node != NODE_LAN:
+            return node, self.groups.get(node, NODE_NONE), NODE_ANY
+        assert remote is not None, "somebody behind the uplink is known by the address"
+        return *self.remote(remote), NODE_ANY
+
+    def _rows(self, opener: int, target: int, remote: IPv4Address | None) -> Iterator[Row]:
+        for one in self._nodes(opener, remote):
+            for other in self._nodes(target, remote):
+                if (one, other) in self.pairs:
+                    yield self.pairs[one, other]
+
+    def deciding(self, opener: int, target: int, traffic: Traffic, remote: IPv4Address | None = None) -> int | None:
+        """The number of the rule that decides, as the fastpath finds it; nodes are slots, or NODE_LAN for `remote`."""
+        best: int | None = None
+        key = traffic.ether << 24 | traffic.protocol << 16 | traffic.port
+        for number, flags in self._rows(opener, target, remote):
+            found = self._find("ports", key, 32, number) if not flags & IS_RULE else None if traffic.ether else number
+            if found and (best is None or _beats(self.rules, found, best)):
+                best = found
+        return best
+
+    def decide(self, opener: int, target: int, protocol: int, port: int, remote: int = 0, ether: bool = False) -> str:
+        """The fastpath's answer: allow, deny or reject; `port` as in Traffic, `remote` an address as a number."""
+        number = self.deciding(opener, target, Traffic(protocol, port, ether), IPv4Address(remote))
+        return self.rules[number].action if number else "deny"
+
+    def limit(self, opener: int, target: int, protocol: int, port: int, remote: int = 0) -> tuple[int, int]:
+        """Of the rule that decides, the number and how many conversations a second it lets begin, 0 for any."""
+        number = self.deciding(opener, target, Traffic(protocol, port), IPv4Address(remote)) or 0
+        return number, self.rules[number].limit if number else 0
+
+    def may_talk(self, one: int, other: int) -> bool:
+        """Whether one of two domains may open anything to the other, or is told why not."""
+        for pair in ((one, other), (other, one)):
+            flags = [flags for _, flags in self._rows(*pair, None)]
+            if any(f & OPENS for f in flags) and not any(f & SHUTS for f in flags):
+                return True
+        return False
 
 
-def _prefixes(low: int, high: int) -> Iterable[tuple[int, int]]:
+def _beats(rules: Mapping[int, Rule], one: int, other: int) -> bool:
+    return (-rules[one].rank, one) < (-rules[other].rank, other)
+
+
+def _level(node: int) -> int:
+    if node == NODE_ANY:
+        return 2
+    is_middle = int(Limit.NODE_GROUPS) <= node < int(Limit.NODE_REMOTES) or node in (NODE_LOCAL, NODE_INTERNET)
+    return 1 if is_middle else 0
+
+
+# Ports
+
+
+def prefixes(low: int, high: int) -> Iterator[tuple[int, int]]:
     """(port, bits) prefixes that together are exactly low..high."""
     while low <= high:
         size = low & -low or 1 << 16
@@ -58,102 +151,185 @@ def _prefixes(low: int, high: int) -> Iterable[tuple[int, int]]:
         low += size
 
 
-def _meaning(rules: Iterable[Rule]) -> PortSet:
-    """The merged meaning of rules about one pair: what is allowed, and what is rejected. The rest is denied."""
-    said: dict[tuple[str, int], list[tuple[int, int]]] = {}
-    for rule in rules:
-        for protocol, ports in rule.protocols():
-            said.setdefault((rule.action, protocol), []).extend(ports)
-    found = []
-    for protocol in sorted(PROTOCOLS.values()):
-        allowed, rejected, denied = (_union(said.get((a, protocol), ())) for a in ("allow", "reject", "deny"))
-        found.append((protocol, _minus(allowed, _union((*rejected, *denied))), "allow"))
-        found.append((protocol, _minus(rejected, denied), "reject"))
-    return tuple(row for row in found if row[1])
+def _best(rules: Mapping[int, Rule], numbers: Iterable[int]) -> int:
+    """The one that decides, 0 if there is none."""
+    return min(numbers, key=lambda n: (-rules[n].rank, n), default=0)
 
 
-@dataclass(frozen=True, slots=True)
-class CompiledPolicy:
-    """The tables: `pairs` (opener, target) -> set number, `lpm` (set, protocol, port, prefix bits, action)."""
-
-    pairs: Mapping[Pair, int]
-    lpm: tuple[tuple[int, int, int, int, str], ...]
-    sets: Mapping[int, PortSet] = field(default_factory=dict)
-
-    @property
-    def digest(self) -> str:
-        """64 hex digits that no other policy has."""
-        return hashlib.sha256(repr((sorted(self.pairs.items()), self.lpm)).encode()).hexdigest()
-
-    def set_of(self, opener: int, target: int) -> int:
-        """The row that decides, as the fastpath finds it."""
-        for pair in ((opener, target), (opener, NODE_ANY), (NODE_ANY, target), (NODE_ANY, NODE_ANY)):
-            if pair in self.pairs:
-                return self.pairs[pair]
-        return NOTHING
-
-    def decide(self, opener: int, target: int, protocol: int, port: int) -> str:
-        """The fastpath's answer: allow, deny or reject; `port` is the target's own, 0 for ICMP."""
-        number = self.set_of(opener, target)
-        if number in (NOTHING, EVERYTHING):
-            return "allow" if number == EVERYTHING else "deny"
-        for s, p, at, bits, action in self.lpm:
-            if s == number and p == protocol and port >> (16 - bits) == at >> (16 - bits):
-                return action
-        return "deny"
-
-    def allows(self, opener: int, target: int, protocol: int, port: int) -> bool:
-        """Whether the conversation may begin."""
-        return self.decide(opener, target, protocol, port) == "allow"
-
-    def may_talk(self, one: int, other: int) -> bool:
-        """Whether either may open anything to the other, or is told why not."""
-        return self.set_of(one, other) != NOTHING or self.set_of(other, one) != NOTHING
+def _pieces(rules: Mapping[int, Rule], said: Sequence[tuple[int, Ports]], whole: int) -> Iterator[tuple[int, int, int]]:
+    """(low, high, rule that decides), where it is not the one for all ports, `whole`."""
+    edges = sorted({0, *(edge for _, ports in said for low, high in ports for edge in (low, high + 1))})
+    run: tuple[int, int, int] | None = None
+    for low, after in zip(edges, [*edges[1:], 1 << 16], strict=True):
+        here = [n for n, ports in said if any(a <= low <= b for a, b in ports)]
+        winner = _best(rules, [*here, *([whole] if whole else [])])
+        if run and run[2] == winner:
+            run = (run[0], after - 1, winner)
+            continue
+        if run and run[2] not in (whole, 0):
+            yield run
+        run = (low, after - 1, winner)
+    if run and run[2] not in (whole, 0) and run[0] < 1 << 16:
+        yield run
 
 
-def _nodes(rules: RuleSet, slots: Mapping[str, int]) -> dict[Pair, list[Rule]]:
-    """The rules by the pair of nodes they name. Those that name nobody here are left out."""
-    numbers = {**slots, ANY: NODE_ANY, LAN: NODE_LAN, DOM0: 0}
-    by_pair: dict[Pair, list[Rule]] = {}
-    for rule in rules.rules:
-        if rule.opener in numbers and rule.target in numbers:
-            by_pair.setdefault((numbers[rule.opener], numbers[rule.target]), []).append(rule)
-    return by_pair
+def _entries(rules: Mapping[int, Rule], numbers: Sequence[int]) -> tuple[Entry, ...]:
+    """What rules of one row together say, by protocol and port; no entry where they say nothing."""
+    for_all = _best(rules, [n for n in numbers if rules[n].what is None])
+    found: list[Entry] = [(8, 0, 0, 0, for_all)] if for_all else []
+    protocols = sorted({(w.ether, w.number) for n in numbers if (w := rules[n].what)})
+    for ether, protocol in protocols:
+        said = [(n, w.ports) for n in numbers if (w := rules[n].what) and (w.ether, w.number) == (ether, protocol)]
+        wider = for_all if not ether else 0
+        whole = _best(rules, [*(n for n, ports in said if not ports), *([wider] if wider else [])])
+        if whole != wider:
+            found.append((16, ether, protocol, 0, whole))
+        for low, high, winner in _pieces(rules, [(n, ports) for n, ports in said if ports], whole):
+            found += [(16 + bits, ether, protocol, port, winner) for port, bits in prefixes(low, high)]
+    return tuple(found)
 
 
-def _candidates(by_pair: Mapping[Pair, list[Rule]]) -> list[Pair]:
-    """Every pair that may need a row, wildcards first: those that rules name, and where a rule about
-    (opener, ANY) meets one about (ANY, target)."""
-    openers = {o for o, t in by_pair if t == NODE_ANY}
-    targets = {t for o, t in by_pair if o == NODE_ANY}
-    pairs = set(by_pair) | {(o, t) for o in openers for t in targets}
-    return sorted(pairs, key=lambda pair: (-pair.count(NODE_ANY), pair))
+def _flags(rules: Mapping[int, Rule], numbers: Sequence[int]) -> int:
+    opens = any(rules[n].action != "deny" and not (w and w.ether) for n in numbers for w in [rules[n].what])
+    shuts = any(rules[n].action == "deny" and rules[n].what is None for n in numbers)
+    return opens * OPENS | shuts * SHUTS
 
 
-def _about(by_pair: Mapping[Pair, list[Rule]], pair: Pair) -> list[Rule]:
-    opener, target = pair
-    wider = {(opener, target), (opener, NODE_ANY), (NODE_ANY, target), (NODE_ANY, NODE_ANY)}
-    return [rule for one in sorted(wider) for rule in by_pair.get(one, ())]
+# Ends
 
 
-def compile_rules(rules: RuleSet, slots: Mapping[str, int]) -> CompiledPolicy:
-    """The tables for the rules, with the domains' slots by name. A name without one matches nothing."""
-    by_pair = _nodes(rules, slots)
-    numbers: dict[PortSet, int] = {(): NOTHING, _ALL: EVERYTHING}
-    policy = CompiledPolicy({}, ())
-    rows: dict[Pair, int] = {}
-    for pair in _candidates(by_pair):
-        number = numbers.setdefault(_meaning(_about(by_pair, pair)), len(numbers))
-        policy = CompiledPolicy(rows, ())
-        if policy.set_of(*pair) != number:
-            rows[pair] = number
-    sets = {number: ports for ports, number in numbers.items() if number in set(rows.values())}
-    lpm = [
-        (number, protocol, port, bits, action)
-        for number, ports in sorted(sets.items())
-        if number > EVERYTHING
-        for protocol, ranges, action in ports
-        for low, high in ranges
-        for port, bits in _prefixes(low, high)
-    ]
-    return CompiledPolicy(rows, tuple(lpm), sets)
+def _used(rules: RuleSet) -> tuple[str, ...]:
+    """The words of FROM and TO, each once, sorted."""
+    return tuple(sorted({word for rule in rules.rules for word in (*rule.openers, *rule.targets)}))
+
+
+def _group_nodes(rules: RuleSet, words: Iterable[str], slots: Mapping[str, int]) -> dict[int, tuple[str, ...]]:
+    """Slot -> the groups it is in, of those that rules speak of."""
+    found: dict[int, list[str]] = {}
+    for word in words:
+        for name in rules.members(word) if word in rules.groups else ():
+            if name in slots:
+                found.setdefault(slots[name], []).append(word)
+    return {slot: tuple(groups) for slot, groups in found.items()}
+
+
+def _remotes(
+    rules: RuleSet, words: Iterable[str], lan: IPv4Network | None
+) -> Iterator[tuple[IPv4Network, frozenset[str], int]]:
+    """Each block with the words that it lies in, and its zone."""
+    blocks: dict[IPv4Network, set[str]] = {EVERYWHERE: set()}
+    local = {*LOCAL, *([lan] if lan else [])}
+    for net in local:
+        blocks[net] = set()
+    for word in words:
+        for block in rules.blocks(word) if rules.is_remote(word) else ():
+            if isinstance(block, IPv4Network):
+                blocks.setdefault(block, set()).add(word)
+    around: list[tuple[int, frozenset[str], int]] = []
+    for net in sorted(blocks, key=lambda n: (int(n.network_address), n.prefixlen)):
+        while around and around[-1][0] < int(net.network_address):
+            around.pop()
+        above, zone = (around[-1][1], around[-1][2]) if around else (frozenset[str](), NODE_INTERNET)
+        mine, zone = above | blocks[net], NODE_LOCAL if net in local else zone
+        around.append((int(net.broadcast_address), mine, zone))
+        yield net, mine, zone
+
+
+class _Ends:
+    """The nodes that each word of FROM and TO stands for."""
+
+    def __init__(self, rules: RuleSet, slots: Mapping[str, int], lan: IPv4Network | None) -> None:
+        words = _used(rules)
+        slots = {**slots, DOM0: 0}
+        self.nodes: dict[str, tuple[int, ...]] = {word: (slots[word],) if word in slots else () for word in words}
+        self.nodes |= {ANY: (NODE_ANY,), LAN: (NODE_LOCAL, NODE_INTERNET), INTERNET: (NODE_INTERNET,)}
+        self.groups: dict[int, int] = {}
+        self._number_groups(_group_nodes(rules, words, slots), rules)
+        self.remotes: list[Remote] = []
+        self._number_remotes(rules, words, lan)
+
+    def _number_groups(self, memberships: Mapping[int, tuple[str, ...]], rules: RuleSet) -> None:
+        numbers: dict[tuple[str, ...], int] = {}
+        for slot, groups in sorted(memberships.items()):
+            self.groups[slot] = numbers.setdefault(groups, int(Limit.NODE_GROUPS) + len(numbers))
+        for word in self.nodes.keys() & rules.groups.keys():
+            self.nodes[word] = tuple(node for groups, node in numbers.items() if word in groups)
+
+    def _number_remotes(self, rules: RuleSet, words: Iterable[str], lan: IPv4Network | None) -> None:
+        numbers: dict[frozenset[str], int] = {frozenset(): NODE_NONE}
+        for net, mine, zone in _remotes(rules, words, lan):
+            node = numbers.setdefault(mine, int(Limit.NODE_REMOTES) + len(numbers) - 1)
+            self.remotes.append((int(net.network_address), net.prefixlen, node, zone))
+        if len(numbers) > int(Limit.NODE_HEADER) - int(Limit.NODE_REMOTES):
+            raise TooManyError(f"the rules tell {len(numbers)} kinds of addresses apart, which is too many; use sets")
+        of_word: dict[str, list[int]] = {word: [] for word in words if rules.is_remote(word)}
+        for mine, node in numbers.items():
+            for word in mine:
+                of_word[word].append(node)
+        self.nodes |= {word: tuple(nodes) for word, nodes in of_word.items()}
+
+    def of(self, words: Sequence[str]) -> tuple[int, ...]:
+        if len(words) == 1:
+            return self.nodes[words[0]]
+        return tuple(dict.fromkeys(node for word in words for node in self.nodes[word]))
+
+
+def numbered(rules: Sequence[Rule]) -> tuple[int, ...]:
+    """A number for each rule, from 1 on; the same for the same rule."""
+    numbers: dict[Rule, int] = {}
+    return tuple(numbers.setdefault(rule, len(numbers) + 1) for rule in rules)
+
+
+def _digest(rules: RuleSet, numbers: Sequence[int], slots: Mapping[str, int], lan: IPv4Network | None) -> str:
+    """Of all that the tables are made from, as far as they are."""
+    named = {*_used(rules), *(name for group in rules.groups for name in rules.members(group))}
+    seats = sorted((name, slot) for name, slot in slots.items() if name in named)
+    made = hashlib.sha256(repr((seats, str(lan), sorted(rules.groups.items()), sorted(rules.sets.items()))).encode())
+    for number, rule in sorted(zip(numbers, map(str, rules.rules), strict=True)):
+        made.update(f"{number} {rule}\n".encode())
+    return made.hexdigest()
+
+
+def compile_rules(
+    rules: RuleSet,
+    slots: Mapping[str, int],
+    lan: IPv4Network | None = None,
+    numbers: Sequence[int] | None = None,
+) -> CompiledPolicy:
+    """The tables for the rules, with the domains' slots by name, and the uplink's own network. `numbers` are those of
+    the rules, in their order. A name without a slot matches nothing. TooManyError: the tables would be too large."""
+    numbers = numbered(rules.rules) if numbers is None else numbers
+    by_number = dict(zip(numbers, rules.rules, strict=True))
+    if len(by_number) > RULES_MOST:
+        raise TooManyError(f"{len(by_number)} rules are more than the {RULES_MOST} that there is room for")
+    ends = _Ends(rules, slots, lan)
+    by_pair: dict[Pair, list[int]] = {}
+    for number, rule in by_number.items():
+        for openers, targets in rule.directions():
+            for opener in ends.of(openers):
+                for target in ends.of(targets):
+                    by_pair.setdefault((opener, target), []).append(number)
+        if len(by_pair) > PAIRS_MOST:
+            raise TooManyError(f"the rules speak of more than {PAIRS_MOST} pairs; use fewer groups that overlap")
+    pairs, sets = _rows(by_number, by_pair)
+    return CompiledPolicy(pairs, sets, ends.groups, tuple(ends.remotes), by_number, _digest(rules, numbers, slots, lan))
+
+
+def _rows(
+    rules: Mapping[int, Rule], by_pair: Mapping[Pair, Sequence[int]]
+) -> tuple[dict[Pair, Row], dict[int, tuple[Entry, ...]]]:
+    """Rows and sets; equal sets are one."""
+    pairs: dict[Pair, Row] = {}
+    known: dict[tuple[Entry, ...], int] = {}
+    for pair in sorted(by_pair):
+        said = by_pair[pair]
+        entries = _entries(rules, said)
+        flags = _flags(rules, said)
+        if len(entries) == 1 and entries[0][0] == 8:
+            pairs[pair] = (entries[0][4], flags | IS_RULE)
+        else:
+            pairs[pair] = (known.setdefault(entries, len(known) + 1), flags)
+    return pairs, {number: entries for entries, number in known.items()}
+
+
+__all__ = ["ALL_PORTS", "CompiledPolicy", "TooManyError", "compile_rules", "numbered", "prefixes"]

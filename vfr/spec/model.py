@@ -42,6 +42,8 @@ from vfr.spec.packet import (
     PROTOCOLS,
     QUOTED,
     REDIRECT,
+    REPLIES,
+    REQUESTS,
     RST,
     SYN,
     TCP,
@@ -67,6 +69,7 @@ LAN, SORTER = 0xFFFE, 0x10000
 ICMP_ERROR_MAX = 1536
 SORTED_PIECES_MAX = 128
 LAN_ERRORS_PER_S = 100
+ETHERTYPE_LEAST = 0x600
 LINK_LOCAL = IPv4Network("169.254.0.0/16")
 MULTICAST = IPv4Network("224.0.0.0/4")
 MARTIANS = tuple(IPv4Network(n) for n in ("0.0.0.0/8", "127.0.0.0/8", "240.0.0.0/4"))
@@ -86,7 +89,11 @@ OWED = {
 class Policy(Protocol):
     """What the model asks of the rules; nodes are slots, or LAN."""
 
-    def decide(self, opener: int, target: int, protocol: int, port: int) -> str: ...
+    def decide(
+        self, opener: int, target: int, protocol: int, port: int, remote: int = 0, ether: bool = False
+    ) -> str: ...
+
+    def limit(self, opener: int, target: int, protocol: int, port: int, remote: int = 0) -> tuple[int, int]: ...
 
     def may_talk(self, one: int, other: int) -> bool: ...
 
@@ -120,6 +127,9 @@ class Router:
     sorter: bool = True
     host_ports: frozenset[tuple[int, int]] = frozenset()
 
+    def slot_of_mac(self, mac: bytes) -> int | None:
+        return next((slot for slot, d in self.domains.items() if d.mac == mac), None)
+
     def slot_of(self, address: int) -> int | None:
         return next((slot for slot, d in self.domains.items() if d.address == address), None)
 
@@ -147,7 +157,7 @@ class PortMapping:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What became of a datagram's first fragment: `way` is "sort", "go" or "host"."""
+    """What became of a datagram's first fragment: `way` is "sort", "go" or "host"; `asked` is what the policy was."""
 
     expires: int
     way: str
@@ -155,6 +165,7 @@ class Note:
     first_end: int = 0
     new_id: int = 0
     seen: int = 1
+    asked: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0)
 
 
 Key = tuple[int, bool, int, int, int, int]  # owner slot, opened by the LAN, remote, its port, inside port, protocol
@@ -246,7 +257,7 @@ def _l4(frame: bytes, p: Packet) -> Packet:
     """The packet with its L4 header's fields, checked against its length."""
     room, need = p.length - 20, {TCP: 20, UDP: 8, ICMP: 8}.get(p.protocol)
     if need is None:
-        raise _End(V.DROP_PROTOCOL)
+        return p
     _end_if((room < need or len(frame) < L4 + need, V.DROP_L4_HEADER))
     if p.protocol == TCP:
         header = (frame[46] >> 4) * 4
@@ -260,8 +271,9 @@ def _l4(frame: bytes, p: Packet) -> Packet:
     kind, number = frame[34], word(frame, 38)
     if kind in ICMP_ERRORS:
         return replace(p, icmp_type=kind, error=True)
-    _end_if((kind not in (ECHO, ECHO_REPLY) or frame[35], V.DROP_ICMP_TYPE))
-    return replace(p, sport=number if kind == ECHO else 0, dport=0 if kind == ECHO else number, icmp_type=kind)
+    _end_if(((kind not in REQUESTS and kind not in REPLIES) or frame[35], V.DROP_ICMP_TYPE))
+    sport, dport = (number, REQUESTS[kind]) if kind in REQUESTS else (REPLIES[kind], number)
+    return replace(p, sport=sport, dport=dport, icmp_type=kind)
 
 
 def _guard_l4(frame: bytes, p: Packet) -> Packet:
@@ -274,7 +286,6 @@ def _guard_l4(frame: bytes, p: Packet) -> Packet:
             (p.later and p.offset < 20 and p.protocol == TCP, V.DROP_FRAGMENT),
         )
     if p.later:
-        _end_if((p.protocol not in PROTOCOLS, V.DROP_PROTOCOL))
         return p
     p = _l4(frame, p)
     _end_if((p.error and p.first, V.DROP_FRAGMENT))
@@ -312,15 +323,20 @@ def _guard_arp(own: Domain, frame: bytes) -> None:
 
 
 def _guard(own: Domain, frame: bytes) -> Packet | None:
-    """The packet, or None for ARP that is in order."""
+    """The packet, or None for ARP, and for raw Ethernet, that is in order."""
     _end_if((len(frame) < 14, V.DROP_TRUNCATED))
     ethertype = word(frame, 12)
     _end_if((ethertype in VLANS, V.DROP_VLAN), (frame[6:12] != own.mac, V.DROP_SRC_MAC))
     if ethertype == ETHER_IP:
         _end_if((len(frame) < 34, V.DROP_TRUNCATED))
         return _guard_ip(own, frame)
-    _end_if((ethertype == ETHER_IPV6, V.DROP_IPV6), (ethertype != ETHER_ARP, V.DROP_ETHERTYPE))
-    _guard_arp(own, frame)
+    if ethertype == ETHER_ARP:
+        _guard_arp(own, frame)
+        return None
+    _end_if(
+        (ethertype == ETHER_IPV6, V.DROP_IPV6),
+        (frame[0] & 1 or ethertype < ETHERTYPE_LEAST, V.DROP_ETHERTYPE),
+    )
     return None
 
 
@@ -334,11 +350,13 @@ def _quoted(frame: bytes, p: Packet) -> Packet | None:
         return None
     protocol, kind, number = frame[QUOTED + 9], frame[at], word(frame, at + 4)
     sport, dport = word(frame, at + 2), word(frame, at)
-    if protocol == ICMP and kind in (ECHO, ECHO_REPLY):
-        sport, dport = (0, number) if kind == ECHO else (number, 0)
+    if protocol == ICMP and kind in REQUESTS:
+        sport, dport = REQUESTS[kind], number
+    elif protocol == ICMP and kind in REPLIES:
+        sport, dport = number, REPLIES[kind]
     elif protocol not in (TCP, UDP):
         return None
-    answer = ECHO_REPLY if kind == ECHO else ECHO
+    answer = ECHO_REPLY if kind in REQUESTS else ECHO
     return replace(
         p, src=long(frame, QUOTED + 16), protocol=protocol, sport=sport, dport=dport, icmp_type=answer, quoted_l4=at
     )
@@ -372,10 +390,10 @@ def _answer(router: Router, slot: int, frame: bytes) -> bytes:
 
 def idle_time(timers: Timers, protocol: int, service: int, state: S) -> int:
     """How long, in ns, a conversation may be silent."""
-    if protocol == UDP:
-        return (timers.dns if service == 53 else timers.udp) * SECOND
     if protocol == ICMP:
         return timers.icmp * SECOND
+    if protocol != TCP:
+        return (timers.dns if protocol == UDP and service == 53 else timers.udp) * SECOND
     if state in HALF_OPEN:
         return timers.tcp_opening * SECOND
     return (timers.tcp_closing if state in CLOSING else timers.tcp_established) * SECOND
@@ -469,7 +487,8 @@ class _Run:
 
     def follow(self, p: Packet, note: Note) -> _Flow:
         """A later fragment's way: where its first went."""
-        _end_if((p.offset < note.first_end, V.DROP_FRAGMENT))
+        decided = self.router.policy.decide(*note.asked)
+        _end_if((p.offset < note.first_end, V.DROP_FRAGMENT), (decided != "allow", V.DROP_POLICY))
         self.identification = note.new_id
         self.hairpin = note.to == LAN and p.dst == self.router.outside
         _end_if((note.to == LAN and self.router.outside is None, V.DROP_NO_UPLINK))
@@ -524,6 +543,7 @@ class _Run:
         """Whether such an address may be spoken to on the LAN."""
         router = self.router
         _end_if(
+            (p.protocol not in PROTOCOLS, V.DROP_PROTOCOL),
             (_within(p.dst, router.pool, LINK_LOCAL) or self.sender == 0, V.DROP_NO_DOMAIN),
             (router.outside is None or router.lan is None, V.DROP_NO_UPLINK),
         )
@@ -535,7 +555,8 @@ class _Run:
     def flow_from_vif(self, p: Packet) -> _Flow:
         slot = self.sender
         key: Key = (slot, False, p.dst, p.dport, p.sport, p.protocol)
-        own = self.live(key) if p.icmp_type != ECHO_REPLY or p.protocol != ICMP else None
+        is_reply = p.protocol == ICMP and p.icmp_type in REPLIES
+        own = None if is_reply else self.live(key)
         if own and not (own.state in OVER and p.opening):
             flow = _Flow(key, own, False, slot, own.peer, p.dport, own.peer, p.sport, own.outside)
             if own.peer == LAN and p.dst == self.router.outside:
@@ -551,7 +572,7 @@ class _Run:
             self.check_lan_target(p)
             return _Flow(entered_key, entered, True, LAN, slot, p.sport, LAN, p.sport, entered.outside)
         to = self.route(p)
-        if to != LAN and not (p.protocol == ICMP and p.icmp_type == ECHO):
+        if to != LAN and (p.protocol != ICMP or is_reply):
             theirs_key: Key = (to, False, p.src, p.sport, p.dport, p.protocol)
             theirs = self.live(theirs_key)
             if theirs and theirs.peer == slot:
@@ -658,7 +679,7 @@ class _Run:
         if p.protocol == ICMP:
             if frame[at] in ICMP_ERRORS and frame[14] & 15 == 5:
                 return self.uplink_error(frame, p)
-            _end_if((frame[at] != ECHO_REPLY, V.NOT_OURS))
+            _end_if((frame[at] not in REPLIES, V.NOT_OURS))
             dport = word(frame, at + 4)
         held = self.holder(p.protocol, dport)
         if held is None:
@@ -702,9 +723,13 @@ class _Run:
             raise _End(V.TO_SORTER)
         return self.deliver(self.translate(frame, p, flow), flow)
 
+    @staticmethod
+    def question(flow: _Flow, p: Packet) -> tuple[int, int, int, int, int]:
+        """What the policy is asked about a flow: both nodes, protocol, port, and who is behind the uplink."""
+        return flow.opener, flow.target, p.protocol, flow.service, flow.key[2]
+
     def ask_policy(self, flow: _Flow, p: Packet) -> None:
-        port = 0 if p.protocol == ICMP else flow.service
-        decided = self.router.policy.decide(flow.opener, flow.target, p.protocol, port)
+        decided = self.router.policy.decide(*self.question(flow, p))
         if decided == "allow":
             return
         if flow.session:
@@ -748,7 +773,7 @@ class _Run:
         else:
             self.begin(p, flow)
         if p.first:
-            self.enter_note(p, Note(0, "go", flow.to, p.length - 20, new_id))
+            self.enter_note(p, Note(0, "go", flow.to, p.length - 20, new_id, asked=self.question(flow, p)))
 
     def event(self, p: Packet, flow: _Flow, session: Session) -> E:
         side = E.TCP_PEER_SYN if flow.reply else E.TCP_OPENER_SYN
@@ -819,6 +844,8 @@ class _Run:
     def begin(self, p: Packet, flow: _Flow) -> None:
         """A conversation begins: within its quotas, with a port if it goes to the LAN, all or nothing."""
         slot, inbound = flow.key[:2]
+        number, per_s = self.router.policy.limit(*self.question(flow, p))
+        _end_if((not self.within_rate((number, "rule"), per_s), V.DROP_TOO_FAST))
         self.admit(slot, inbound, p.protocol)
         state = S.TCP_OPENING if p.protocol == TCP else S.TCP_NONE
         expires = self.now + idle_time(self.router.timers, p.protocol, flow.service, S.TCP_OPENING)
@@ -884,11 +911,21 @@ class _Run:
             if sender not in self.router.domains:
                 raise _End(V.DROP_NOT_READY)
             self.packet = _guard(self.router.domains[sender], frame)
+            if self.packet is None and word(frame, 12) != ETHER_ARP:
+                return self.ether(frame)
             if self.packet is None:
                 return Step(self.state(), V.ANSWERED, _answer(self.router, sender, frame), sender)
             return self.from_domain(frame)
         except _End as end:
             return self.ended(end.verdict, frame)
+
+    def ether(self, frame: bytes) -> Step:
+        """Raw Ethernet: to the domain whose MAC it is for, as it stands."""
+        router, to, kind = self.router, self.router.slot_of_mac(frame[:6]), word(frame, 12)
+        if to is None or to == self.sender or router.policy.decide(self.sender, to, 0, kind, 0, True) != "allow":
+            raise _End(V.DROP_ETHERTYPE)
+        _end_if((len(frame) > router.domains[to].mtu + L3, V.DROP_TOO_BIG))
+        return Step(self.state(), V.TO_DOMAIN if to else V.TO_DOM0, frame, to)
 
     def run_sorted(self, frame: bytes) -> Step:
         self.sorted = True

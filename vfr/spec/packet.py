@@ -16,6 +16,8 @@ ICMP, TCP, UDP = 1, 6, 17
 PROTOCOLS = (ICMP, TCP, UDP)
 FIN, SYN, RST, ACK = 1, 2, 4, 16
 ECHO, ECHO_REPLY, REDIRECT = 8, 0, 5
+TIMESTAMP, TIMESTAMP_REPLY = 13, 14
+REQUESTS, REPLIES = {ECHO: 0, TIMESTAMP: 13}, {ECHO_REPLY: 0, TIMESTAMP_REPLY: 13}
 UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM = 3, 11, 12
 ICMP_ERRORS = (UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM)
 MORE, OFFSET, DONT = 0x2000, 0x1FFF, 0x4000
@@ -51,8 +53,8 @@ def adjusted(checksum: int, old: bytes, new: bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """An IPv4 packet without options, parsed. `sport` and `dport` are the packet's own; for echo the
-    identifier stands on the side that the answer goes to, and the other is 0. Of an ICMP error (`error`)
+    """An IPv4 packet without options, parsed. `sport` and `dport` are the packet's own; of ICMP the
+    identifier stands on the side that the answer goes to, and on the other 0 for echo, 13 for timestamps. Of an ICMP error (`error`)
     `src`, ports and protocol are those of an answer to what it quotes, whose L4 header is at `quoted_l4`.
     `load` is how many bytes a TCP packet carries."""
 
@@ -95,7 +97,7 @@ class Packet:
             return False
         if self.protocol == TCP:
             return self.flags & (SYN | ACK | RST | FIN) == SYN
-        return self.protocol == UDP or self.icmp_type == ECHO
+        return self.protocol != ICMP or self.icmp_type in REQUESTS
 
 
 def parse_ip(frame: bytes) -> Packet:
