@@ -185,6 +185,11 @@ def _possible_cpus() -> int:
     return max(int(r.split("-")[-1]) for r in ranges) + 1
 
 
+def _rule_words(row: _abi.Rule) -> tuple[int, ...]:
+    """What a rule's row says, without what it has counted."""
+    return row.rank, row.per_s, row.action, row.log
+
+
 def _counts(raw: bytes) -> dict[str, tuple[int, int]]:
     """Sums a counters row over its CPUs."""
     size = ctypes.sizeof(_abi.Counters)
@@ -524,15 +529,15 @@ class Fastpath:
         return {version: frozenset(rows) for version, rows in found.items()}
 
     def _write_rules(self, policy: CompiledPolicy) -> None:
-        """Rows for rules that have none yet. A number is never given to another rule while it is in use."""
-        there = {number for number, _ in self._maps["rules"].dump()}
-        self._maps["rules"].set_many(
-            (
-                _u32(number),
-                bytes(_abi.Rule(rank=rule.rank, per_s=rule.limit, action=_ACTIONS[rule.action], log=rule.log)),
-            )
+        """Rows for the rules that have none yet; the others go on counting. That a number means the same rule for as
+        long as a policy with it is in force is the caller's to see to."""
+        there = {number: _rule_words(_parse(_abi.Rule, raw)) for number, raw in self._maps["rules"].dump()}
+        rows = {
+            number: _abi.Rule(rank=rule.rank, per_s=rule.limit, action=_ACTIONS[rule.action], log=rule.log)
             for number, rule in policy.rules.items()
-            if number not in there
+        }
+        self._maps["rules"].set_many(
+            (_u32(number), bytes(row)) for number, row in rows.items() if there.get(number) != _rule_words(row)
         )
 
     def _write_sets(self, policy: CompiledPolicy, old: Mapping[int, tuple[Entry, ...]]) -> dict[int, int]:
