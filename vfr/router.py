@@ -31,6 +31,7 @@ from vfr.registry import Contents, Domain, Nat, Registry, Rules, locked, read_on
 from vfr.settings import DOM0_LIMITS, Limits, Timers
 
 if TYPE_CHECKING:
+    from vfr.explain import Explanation
     from vfr.kernel.host import Host
     from vfr.kernel.links import Link
     from vfr.plan import Actual, Change, Uplink, Vif, Wanted
@@ -365,6 +366,22 @@ class Router:
                     bytes=e.bytes,
                     untold=e.untold,
                 )
+        finally:
+            host.close()
+
+    def explain(self, opener: str, target: str, what: str) -> Explanation:
+        """What would become of a packet that begins such a conversation (vfr.explain.question says how to ask), stage by
+        stage, and the rule that decides. Nothing comes of it. UsageError or VfrError if that cannot be asked."""
+        from vfr import explain
+        from vfr.kernel.host import Host
+        from vfr.policy import RuleSet, parse
+
+        asked, contents = explain.question(opener, target, what), self._contents()
+        _check_root("nobody else may look into the fastpath")
+        rules = parse(contents.rules.text, contents.rules.file) if contents.rules else RuleSet()
+        host = Host(self._instance)
+        try:
+            return explain.explain(host, contents, _compiled(contents), rules, asked)
         finally:
             host.close()
 

@@ -11,9 +11,10 @@ there, in the order of their last words. The fastpath may have lost some of them
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 
 from vfr import _abi
 from vfr._abi import Kind, TcpState, Verdict
@@ -26,6 +27,7 @@ READ_ONLY = ("config", "vifs", "domains", "addresses", "macs", "policy", "port_s
 _ARRAYS = ("outside", "runtime", "rules")
 _TABLES = ("sessions", "inbound", "mappings")
 TC_ACT_SHOT = 2
+SECOND_NS = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +48,40 @@ class Run:
     outside_port: int
     has_session: bool
     was_asked: bool
+    over_limit: bool  # the rule that decided has let as many begin as its `limit` allows
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A living one in a slot's tables: `inbound` if the LAN opened it. `peer` is the other domain's slot, or
+    Limit.NODE_LAN."""
+
+    slot: int
+    inbound: bool
+    remote: IPv4Address
+    remote_port: int
+    inside_port: int
+    protocol: int
+    peer: int
+    outside_port: int
 
 
 class Twin:
-    """Made by `twin`. What runs through it is remembered by it alone."""
+    """Made by `twin`. What runs through it is remembered by it alone. `conversations` are those of its slots when it
+    was made, and `inside_ports` what their mappings stand for."""
 
-    def __init__(self, fastpath: Fastpath) -> None:
+    def __init__(
+        self, fastpath: Fastpath, conversations: tuple[Conversation, ...], inside_ports: frozenset[int]
+    ) -> None:
         self._fastpath = fastpath
+        self.conversations, self.inside_ports = conversations, inside_ports
 
     def run(self, hook: Hook, ifindex: int, frame: bytes, mark: int = 0) -> Run:
         """What would become of a frame that came in by this interface. KernelError if there is no such interface."""
+        now_ns = self._fastpath.now_ns()
         action, out = bpf.test_run(self._fastpath.program(hook), frame, ifindex, mark)
         trace = self._fastpath.trace()
+        rule = _abi.Rule.from_buffer_copy(self._fastpath.map("rules").get(trace.rule.to_bytes(4, "little")) or b"")
         return Run(
             verdict=Verdict(trace.verdict),
             frame=None if action == TC_ACT_SHOT else out,
@@ -72,11 +96,15 @@ class Twin:
             outside_port=trace.outside_port,
             has_session=bool(trace.has_session),
             was_asked=bool(trace.was_asked),
+            over_limit=bool(rule.per_s) and rule.until_ns > now_ns + SECOND_NS,
         )
 
 
+Rows = list[tuple[bytes, bytes]]
+
+
 @contextmanager
-def twin(real: Fastpath, hooks: Collection[Hook], slots: Iterable[int]) -> Iterator[Twin]:
+def twin(real: Fastpath, hooks: Collection[Hook], slots: Collection[int]) -> Iterator[Twin]:
     """A twin with these hooks' programs, that knows the conversations of these slots. VfrError if a slot has none of
     its tables."""
     settings = {"tracing": 1, loader.KERNEL_CONTEXT: int(not real.is_witnessed)}
@@ -84,24 +112,25 @@ def twin(real: Fastpath, hooks: Collection[Hook], slots: Iterable[int]) -> Itera
     with mounts.private() as pins:
         made = Fastpath.load(pins, settings, shared, hooks)
         try:
-            for slot in slots:
-                _give_tables(made, real, slot)
+            rows = {slot: _give_tables(made, real, slot) for slot in slots}
             for name in _ARRAYS:
-                rows = real.map(name).dump()
-                made.map(name).set_many((place.to_bytes(4, "little"), raw) for place, raw in rows)
-            yield Twin(made)
+                places = real.map(name).dump()
+                made.map(name).set_many((place.to_bytes(4, "little"), raw) for place, raw in places)
+            yield Twin(made, tuple(_living(rows, real.now_ns())), _inside_ports(rows))
         finally:
             made.close()
 
 
-def _give_tables(made: Fastpath, real: Fastpath, slot: int) -> None:
-    """The slot's inner maps, as large as the real ones and with what is in them."""
+def _give_tables(made: Fastpath, real: Fastpath, slot: int) -> dict[str, Rows]:
+    """Inner maps for the slot, as large as the real ones, and with the rows that are in them now."""
     row = real.domains().get(slot)
     if row is None or slot not in real.tables():
-        raise VfrError(f"slot {slot} has no tables, since a command broke off; any command that changes something repairs it")
+        raise VfrError(
+            f"slot {slot} has no tables, since a command broke off; any command that changes something repairs it"
+        )
     made.new_tables(slot, row.limits, row.port_count)
     sizes = {"sessions": row.limits.sessions, "inbound": row.limits.inbound, "mappings": 3 * row.port_count}
-    rows = {name: _rows(real, name, slot)[: max(sizes[name], 1)] for name in _TABLES}
+    rows = {name: _rows(real, name, slot)[: max(size, 1)] for name, size in sizes.items()}
     for name in _TABLES:
         with _inner(made, name, slot) as table:
             table.set_many(rows[name])
@@ -110,6 +139,31 @@ def _give_tables(made: Fastpath, real: Fastpath, slot: int) -> None:
         with _inner(made, "closing", slot * Kind.KINDS + kind) as queue:
             for entry in entries[-room[kind] :]:
                 queue.push(entry)
+    return rows
+
+
+def _living(rows: Mapping[int, Mapping[str, Rows]], now_ns: int) -> Iterator[Conversation]:
+    for slot, tables in rows.items():
+        for name in ("sessions", "inbound"):
+            for raw_key, raw in tables[name]:
+                key, session = _abi.SessionKey.from_buffer_copy(raw_key), _abi.Session.from_buffer_copy(raw)
+                if session.expires_ns > now_ns and session.tcp_state not in (TcpState.TCP_CLOSED, TcpState.TCP_RESET):
+                    yield Conversation(
+                        slot,
+                        name == "inbound",
+                        IPv4Address(key.remote),
+                        key.remote_port,
+                        key.inside_port,
+                        key.protocol,
+                        session.peer,
+                        session.outside_port,
+                    )
+
+
+def _inside_ports(rows: Mapping[int, Mapping[str, Rows]]) -> frozenset[int]:
+    return frozenset(
+        _abi.MappingKey.from_buffer_copy(key).inside_port for tables in rows.values() for key, _ in tables["mappings"]
+    )
 
 
 @contextmanager
@@ -123,14 +177,12 @@ def _inner(fastpath: Fastpath, name: str, place: int) -> Iterator[bpf.Map]:
         found.close()
 
 
-def _rows(fastpath: Fastpath, name: str, slot: int) -> list[tuple[bytes, bytes]]:
+def _rows(fastpath: Fastpath, name: str, slot: int) -> Rows:
     with _inner(fastpath, name, slot) as table:
         return table.rows()
 
 
-def _forgettable(
-    sessions: Iterable[tuple[bytes, bytes]], inbound: Iterable[tuple[bytes, bytes]]
-) -> tuple[list[bytes], ...]:
+def _forgettable(sessions: Rows, inbound: Rows) -> tuple[list[bytes], ...]:
     """What belongs in the queues, by Kind: the one that has been silent longest first."""
     found: list[list[tuple[int, bytes]]] = [[] for _ in range(Kind.KINDS)]
     for is_inbound, rows in ((False, sessions), (True, inbound)):
@@ -154,4 +206,4 @@ def _kind(session: _abi.Session, is_inbound: bool) -> Kind | None:
     return None
 
 
-__all__ = ["READ_ONLY", "Run", "Twin", "twin"]
+__all__ = ["READ_ONLY", "Conversation", "Run", "Twin", "twin"]
