@@ -130,11 +130,16 @@ def _is_outside(scene: Scene, end: End) -> bool:
     return scene.uplink is not None and end.seat is None and end.address == scene.uplink.address
 
 
+def _is_beyond(scene: Scene, end: End) -> bool:
+    """Whether the host's stack leads there by another way than domain 0's VIF."""
+    return end.seat is None and end.address not in scene.pool
+
+
 def _own_affair(scene: Scene, opener: End, target: End) -> str:
     """What never comes by a hook, "" if it does."""
     if opener.seat and opener.seat == target.seat:
         return f"{opener.seat.name} speaks to itself, and no packet leaves it"
-    if opener.seat and opener.seat.name == DOM0 and target.seat is None and not _is_outside(scene, target):
+    if opener.seat and opener.seat.name == DOM0 and _is_beyond(scene, target) and not _is_outside(scene, target):
         return "the host's own affair: it goes out by the host's own stack, and comes by no program of VFR's"
     if opener.seat is None and target.seat is None and target.address not in scene.own:
         return "both are behind the uplink, and what they say does not come by this host"
@@ -143,7 +148,7 @@ def _own_affair(scene: Scene, opener: End, target: End) -> str:
 
 def _from_domain(scene: Scene, q: Question, seat: Seat, target: End, port: int) -> Start | Explanation:
     said: tuple[Stage, ...] = ()
-    if seat.name == DOM0 and target.seat is None:
+    if seat.name == DOM0 and _is_beyond(scene, target):
         f = next((f for f in scene.forwards if (WITH_PORTS[f.protocol], f.outside_port) == (q.protocol, port)), None)
         to = scene.seat_in(f.slot) if f else None
         if f is None or to is None:

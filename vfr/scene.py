@@ -60,7 +60,7 @@ class Scene:
     seats: Mapping[str, Seat]
     uplink: Uplink | None
     no_uplink: str
-    gateway: IPv4Address
+    pool: IPv4Network
     forwards: tuple[Forward, ...]
     nat_ports: tuple[int, int]
     own: frozenset[IPv4Address]
@@ -116,7 +116,7 @@ def read_scene(host: Host, contents: Contents, policy: CompiledPolicy, rules: Ru
         seats=_seats(host, contents, present),
         uplink=uplink,
         no_uplink=f"{why}; run `vfr nat enable`" if why else "",
-        gateway=config.gateway,
+        pool=config.pool,
         forwards=tuple(sorted(host.fastpath.forwards(), key=lambda f: (f.outside_port, f.protocol))),
         nat_ports=(config.nat_low, config.nat_high),
         own=own,
@@ -183,6 +183,8 @@ def find_end(scene: Scene, word: str, q: Question) -> End:
         pass
     if word == ANY or word in scene.rules.groups or word in scene.rules.sets:
         raise UsageError(f"{word!r} is many; name one domain, dom0, lan, internet or an address")
+    if ":" in word:
+        raise UsageError(f"{word!r} is no IPv4 address, and VFR carries no IPv6 yet")
     raise VfrError(f"there is no domain {word!r}; there are: {', '.join(scene.seats)}, lan, internet")
 
 

@@ -193,6 +193,7 @@ CASES = (
     Case("192.0.2.1 lan tcp/22", None, passes=True),
     Case("a a tcp/22", None, passes=True),
     Case("a 169.254.1.77 icmp", "DROP_NO_DOMAIN"),
+    Case("dom0 169.254.1.77 icmp", "DROP_NO_DOMAIN", said=("from dom0 by vif0",)),
     Case("a 224.0.0.1 udp/9", "DROP_MULTICAST"),
     Case("169.254.1.77 a tcp/22", "DROP_MARTIAN"),
     Case("internet 192.0.2.1 udp/16400", "DROP_UNSOLICITED"),
@@ -226,6 +227,7 @@ REFUSALS = [
     ("lan forward:99 tcp", 1, ["'99'", "tcp 2202"]),
     ("lan forward:2202 udp", 1, ["udp", "tcp 2202"]),
     ("lan forward:2202 tcp/80", 2, ["forward:2202", "tcp alone"]),
+    ("2001:db8::1 a icmp", 2, ["'2001:db8::1'", "IPv6"]),
     ("a lan nonsense", 2, ["'nonsense'", "udp/53"]),
 ]
 
@@ -350,6 +352,7 @@ DATAPATH = (
     ("lan", "lan 192.0.2.1 tcp/2202", "TCP", "192.0.2.1 2202"),
     ("lan", "lan 192.0.2.1 udp/16390", "UDP", "192.0.2.1 16390 6007"),
     ("dom0", "dom0 a tcp/22", "TCP", "169.254.1.2 22"),
+    ("dom0", "dom0 169.254.1.77 udp/9", "UDP", "169.254.1.77 9 6008"),
 )
 
 
