@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vfr.errors import UsageError, VfrError
+from vfr.confirming import seconds
+from vfr.errors import ConflictError, UsageError, VfrError
 from vfr.router import DomainStatus, NatStatus, Router
 
 app = typer.Typer(
@@ -80,6 +81,15 @@ def _show_domains(answer: list[dict[str, Any]]) -> None:
     _table(head, rows)
 
 
+def _forward_line(address: str, f: dict[str, Any]) -> str:
+    more = f["ports"] - 1
+    ends = [f"{port}-{port + more}" if more else f"{port}" for port in (f["outside_port"], f["inside_port"])]
+    protocol = "" if f["protocol"] == "tcp" else f"{f['protocol']} "
+    at = "127.0.0.1" if f["on"] == "host" else address
+    there = f"{f['address']}:{ends[1]}" if f["address"] else "not there"
+    return f"  {protocol}{at}:{ends[0]} -> {f['domain']} ({there})"
+
+
 def _show_nat(answer: dict[str, Any]) -> None:
     if not answer["enabled"]:
         left = f"; {answer['domains']} domains stay, isolated" if answer["domains"] else ""
@@ -93,7 +103,7 @@ def _show_nat(answer: dict[str, Any]) -> None:
         print(f"but nothing is attached to {answer['uplink']}: run `vfr nat enable` to repair")
     used = [f for f in answer["forwards"] if f["domain"]]
     for f in used:
-        print(f"  {answer['address']}:{f['outside_port']} -> {f['domain']} ({f['address']}:{f['inside_port']})")
+        print(_forward_line(answer["address"], f))
     if not used:
         print("  no domain has an address that a forward leads to")
 
@@ -105,6 +115,11 @@ def _show_stats(answer: dict[str, dict[str, dict[str, int]]]) -> None:
         for verdict, count in verdicts.items()
     ]
     _table(("WHO", "VERDICT", "PACKETS", "BYTES"), rows)
+
+
+def _show_preview(answer: dict[str, Any]) -> None:
+    lines = [*answer["reach"], *(f"  {step}" for step in answer["steps"])]
+    print("\n".join(lines) if lines else "nothing would change")
 
 
 def _domain(status: DomainStatus, as_json: bool) -> None:
@@ -288,24 +303,54 @@ def stats(name: Annotated[str | None, typer.Argument()] = None, json: Json = Fal
 @app.command()
 def apply(
     file: Path,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
+    confirm: Annotated[
+        str | None, typer.Option(help="Go back by itself after so long, as 60s, unless confirmed.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Put a rule file in force."""
+    """Put a file in force: rules, forwards, and domains and NAT if it speaks of them."""
+    confirm_s = seconds(confirm) if confirm else None
     with Router() as router:
-        changes = router.preview_rules(file) if dry_run else []
-        if not dry_run:
-            router.apply_rules(file)
-    answer = {"file": str(file), "dry_run": dry_run, "changes": changes}
-    _show(answer, json, lambda _: print("\n".join(changes) if dry_run else f"{file} is in force"))
+        if dry_run:
+            preview = router.preview(file)
+            _show(asdict(preview), json, _show_preview)
+            return
+        router.apply(file, confirm_s)
+    answer = {"file": str(file), "confirm_within_s": confirm_s}
+    until = f" for {confirm}; run `vfr confirm` to keep it" if confirm else ""
+    _show(answer, json, lambda _: print(f"{file} is in force{until}"))
+
+
+@app.command()
+def confirm(
+    no: Annotated[bool, typer.Option("--no", help="Go back at once.")] = False,
+    json: Json = False,
+) -> None:
+    """Keep what was applied with --confirm."""
+    with Router() as router:
+        if not no:
+            router.confirm()
+        elif not router.go_back():
+            raise ConflictError("nothing waits to be confirmed, so there is nothing to go back on")
+    _show({"kept": not no}, json, lambda _: print("it is gone back on" if no else "it stays"))
+
+
+@app.command()
+def export(json: Json = False) -> None:
+    """Print the running router as a file that `vfr apply` takes."""
+    with Router() as router:
+        text = router.export()
+    _show({"file": text}, json, lambda _: print(text, end=""))
 
 
 @rules.command("check")
 def rules_check(file: Path, json: Json = False) -> None:
     """Say whether a rule file is in order."""
-    from vfr.router import _read_rules
+    from vfr.policy import parse_document
+    from vfr.router import read_file
 
-    _read_rules(file)
+    parse_document(read_file(file), file.name)
     _show({"file": str(file), "ok": True}, json, lambda _: print(f"{file}: in order"))
 
 

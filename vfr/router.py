@@ -12,6 +12,7 @@ anything completes it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import platform
@@ -23,11 +24,13 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vfr import confirming, forwards, mark
 from vfr import instance as instances
-from vfr import mark
 from vfr._abi import Limit, Verdict
+from vfr.declare import Preview, exported
 from vfr.errors import ConflictError, KernelError, UsageError, VfrError
-from vfr.registry import Contents, Domain, Nat, Registry, Rules, locked, read_only
+from vfr.forwards import FORWARD_BASE, POOL
+from vfr.registry import Contents, Domain, Nat, Registry, locked, read_only
 from vfr.settings import DOM0_LIMITS, Limits, Timers
 
 if TYPE_CHECKING:
@@ -35,19 +38,15 @@ if TYPE_CHECKING:
     from vfr.kernel.links import Link
     from vfr.plan import Actual, Change, Uplink, Vif, Wanted
     from vfr.policy import CompiledPolicy
+    from vfr.policy.language import DomainLine, NatLine
 
-POOL = IPv4Network("169.254.1.0/24")
 GATEWAY = IPv4Address("169.254.1.0")
 NAT_PORTS = (16384, 32767)
 PORTS_PER_DOMAIN = 64
 FORWARDS = (2, 19)
-FORWARD_BASE = 2200
-SSH = 22
 MTU = 1500
 OLDEST_KERNEL = (6, 1)
 SHIPPED_RULES = Path(__file__).resolve().parent.parent / "rules"
-_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,30}[a-z0-9])?")
-_RESERVED = ("any", "lan", "dom0", "internet")
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 _NEVER = tuple(IPv4Network(n) for n in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "240.0.0.0/4"))
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
@@ -73,12 +72,16 @@ class DomainStatus:
 
 @dataclass(frozen=True, slots=True)
 class ForwardStatus:
-    """One forward. `domain` is None while nobody has the address, and the port then leads nowhere."""
+    """One forward, or a range of `ports` from its lowest ones on. While `domain`, or `address`, is None nobody is
+    there, and the port leads nowhere. `on` is who may use it: the LAN and the host, or the "host" alone."""
 
     outside_port: int
-    address: str
+    address: str | None
     inside_port: int
     domain: str | None
+    protocol: str = "tcp"
+    ports: int = 1
+    on: str = "lan"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,7 @@ class NatStatus:
     rules: str | None
     domains: int
     attached_by: str | None
+    confirm_within_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +227,7 @@ class Router:
     def __init__(self, on_step: Callable[[str], None] | None = None) -> None:
         self._instance = instances.current()
         self._on_step = on_step
+        self._policies: dict[str, CompiledPolicy] = {}
 
     def __enter__(self) -> Router:
         return self
@@ -230,10 +235,19 @@ class Router:
     def __exit__(self, *_: object) -> None:
         return None
 
+    @property
+    def instance(self) -> instances.Instance:
+        """Which router this is."""
+        return self._instance
+
     # Reading
 
     def _contents(self) -> Contents:
-        return read_only(self._instance.registry)
+        contents = read_only(self._instance.registry)
+        if contents.pending and confirming.is_due(contents.pending) and not os.geteuid():
+            self.go_back(only_if_due=True)  # what was to see to it has died
+            contents = read_only(self._instance.registry)
+        return _read_anew(contents)
 
     def domains(self) -> tuple[DomainStatus, ...]:
         """All domains, in the order they were added."""
@@ -256,7 +270,7 @@ class Router:
             kind=d.kind,
             netns=d.netns,
             interface=d.interface,
-            forward=_forward_port(d, contents.nat),
+            forward=forwards.ssh_port(d.address, contents.nat),
             outside_ports=f"{d.port_low}-{d.port_low + d.port_count - 1}",
             state=state,
             reason=reason,
@@ -285,22 +299,18 @@ class Router:
     def nat_status(self) -> NatStatus:
         """Whether NAT is on, by which uplink and address, and where each forward leads."""
         contents = self._contents()
-        nat, by_address = contents.nat, {d.address: d.name for d in contents.domains}
-        forwards: list[ForwardStatus] = []
-        if nat:
-            for x in range(nat.forwards[0], nat.forwards[1] + 1):
-                address = POOL[x]
-                forwards.append(ForwardStatus(FORWARD_BASE + x, str(address), SSH, by_address.get(address)))
+        nat = contents.nat
         return NatStatus(
             enabled=nat is not None,
             uplink=nat.uplink if nat else None,
             address=str(nat.address) if nat else None,
-            forwards=tuple(forwards),
+            forwards=_forward_statuses(contents),
             ports=f"{nat.ports[0]}-{nat.ports[1]}" if nat else None,
             ports_per_domain=nat.ports_per_domain if nat else None,
             rules=contents.rules.file if contents.rules else None,
             domains=len(contents.domains),
             attached_by=self._attached_by(nat),
+            confirm_within_s=round(confirming.left_s(contents.pending), 1) if contents.pending else None,
         )
 
     def _attached_by(self, nat: Nat | None) -> str | None:
@@ -390,13 +400,11 @@ class Router:
         if len(given) != 1:
             raise UsageError("a domain needs exactly one of --netns, --tap and --device")
         kind, where = given[0]
-        if not _NAME.fullmatch(name) or name in _RESERVED:
-            raise UsageError(
-                f"{name!r} cannot be a domain's name; use up to 32 of a-z, 0-9, '.', '_', '-', beginning and ending"
-                f" with a letter or digit, and none of {', '.join(_RESERVED)}"
-            )
+        _check_name(name)
 
         def change(before: Contents, registry: Registry) -> Contents:
+            if before.rules and name in before.rules.defined:
+                raise ConflictError(f"{name!r} is a group or set of {before.rules.file}; choose another name")
             domain = self._new_domain(before, registry, name, kind, where, address, mac)
             return replace(before, domains=(*before.domains, domain))
 
@@ -406,15 +414,17 @@ class Router:
     def _new_domain(
         self,
         before: Contents,
-        registry: Registry,
+        registry: Registry | None,
         name: str,
         kind: str,
         where: str,
         address: str | IPv4Address | None,
         mac: str | None,
     ) -> Domain:
+        """A domain that may be added, if only in thought (without a registry)."""
         from vfr.kernel import links
 
+        _check_name(name)
         if any(d.name == name for d in before.domains):
             raise ConflictError(f"there is a domain {name!r} already; choose another name, or remove it first")
         present = links.links()
@@ -426,7 +436,7 @@ class Router:
             raise ConflictError(f"this router has {Limit.SLOTS - 1} domains, which is all it has room for")
         low, count = _free_block(before)
         return Domain(
-            id=max(registry.next_id(), 2),  # 1 is domain 0's
+            id=max([registry.next_id() if registry else 2, 2, *(d.id + 1 for d in before.domains)]),  # 1 is domain 0's
             name=name,
             kind=kind,
             netns=where if kind == "netns" else None,
@@ -514,10 +524,12 @@ class Router:
         cut from. Everything is checked before anything is changed."""
         _check_machine()
 
-        def change(before: Contents, _: Registry) -> Contents:
+        def change(before: Contents, registry: Registry) -> Contents:
             nat = self._new_nat(before, uplink, address, forwards, ports, ports_per_domain)
-            chosen = before.rules or _read_rules(SHIPPED_RULES / "xen.rules")
-            return replace(before, nat=nat, rules=_read_rules(rules) if rules else chosen)
+            if before.rules and not rules:
+                return replace(before, nat=nat)
+            file = rules or SHIPPED_RULES / "xen.rules"
+            return self._declared(file.name, read_file(file), replace(before, nat=nat), registry)
 
         self._change(change)
         return self.nat_status()
@@ -560,46 +572,126 @@ class Router:
         self._change(lambda before, _: replace(before, nat=None, rules=None))
         return self.nat_status()
 
-    def apply_rules(self, file: Path) -> None:
-        """Puts a rule file in force, at once and whole. RuleError if it is not in order."""
+    def apply(self, file: Path, confirm_s: float | None = None) -> None:
+        """Puts what a file says in force, at once and whole: rules, forwards, and domains and NAT if it speaks of them.
+        With `confirm_s` it is gone back on after so many seconds unless `confirm` is called, whatever becomes of this
+        process. RuleError if the file is not in order, ConflictError if it contradicts what is there."""
         _check_machine()
-        rules = _read_rules(file)
+        text = read_file(file)
 
-        def change(before: Contents, _: Registry) -> Contents:
-            if before.is_empty:
-                raise ConflictError("there is no router yet; run `vfr nat enable` or `vfr domain add` first")
-            return replace(before, rules=rules)
+        def change(before: Contents, registry: Registry) -> Contents:
+            after = self._declared(file.name, text, before, registry)
+            return confirming.pending(before, after, confirm_s) if confirm_s else after
 
         self._change(change)
+        if confirm_s:
+            confirming.watch(self._instance)
 
-    def preview_rules(self, file: Path) -> list[str]:
-        """What apply_rules would do, changing nothing."""
+    def confirm(self) -> None:
+        """Keeps what was applied with a time to confirm it in. ConflictError if nothing waits for that."""
+        _check_machine()
+
+        def change(before: Contents, _: Registry) -> Contents:
+            if before.pending is None:
+                raise ConflictError("nothing waits to be confirmed; its time may be over, see `vfr nat status`")
+            return replace(before, pending=None)
+
+        self._change(change, of_pending=True)
+
+    def go_back(self, only_if_due: bool = False) -> bool:
+        """Goes back to what was before the change that waits to be confirmed; whether there was one."""
+        due = False
+
+        def change(before: Contents, _: Registry) -> Contents:
+            nonlocal due
+            due = before.pending is not None and (not only_if_due or confirming.is_due(before.pending))
+            return confirming.earlier(before) if due else before
+
+        self._change(change, of_pending=True)
+        return due
+
+    def preview(self, file: Path) -> Preview:
+        """What apply would do, changing nothing."""
         from vfr.kernel.host import Host
 
-        contents = replace(self._contents(), rules=_read_rules(file))
+        text = read_file(file)
         _check_root("nobody else may look into the fastpath")
+        before = self._contents()
+        after = self._declared(file.name, text, before, None)
         host = Host(self._instance)
         try:
-            return [change.text for change in self._plan(host, contents)]
+            steps = [change.text for change in self._plan(host, after)]
+        finally:
+            host.close()
+        return Preview(str(file), tuple(steps), ())
+
+    def _declared(self, name: str, text: str, before: Contents, registry: Registry | None) -> Contents:
+        """What the registry is to say when a file is in force."""
+        from vfr.ruling import ruled
+
+        rules, document = ruled(name, text, before.rules, self._numbers())
+        after = replace(before, rules=rules)
+        if document.domains is not None:
+            after = after.without({d.name for d in before.domains} - {line.name for line in document.domains})
+        if document.nat:
+            after = replace(after, nat=self._declared_nat(document.nat, after))
+        for line in document.domains or ():
+            after = self._declared_domain(line, after, registry)
+        if after.is_empty:
+            raise ConflictError("there is no router yet; run `vfr nat enable` or `vfr domain add` first")
+        forwards.check(document, after, _listeners())
+        self._policy_of(after)  # so that what cannot be made is refused before anything is changed
+        return after
+
+    def _numbers(self) -> frozenset[int]:
+        """The numbers that the kernel has rules under."""
+        from vfr.kernel.host import Host
+
+        host = Host(self._instance)
+        try:
+            return frozenset(host.fastpath.rule_counts()) if host.is_loaded else frozenset()
         finally:
             host.close()
 
+    def _declared_nat(self, line: NatLine, before: Contents) -> Nat | None:
+        if line.uplink == "off":
+            return None
+        return self._new_nat(before, line.uplink, line.address, line.ssh, line.ports, line.ports_per_domain)
+
+    def _declared_domain(self, line: DomainLine, before: Contents, registry: Registry | None) -> Contents:
+        """With the domain as the line has it: as it is, with other limits, or made anew if it is to be elsewhere."""
+        old = next((d for d in before.domains if d.name == line.name), None)
+        if old and _is_elsewhere(line, old):
+            before, old = before.without({line.name}), None
+        if old is None:
+            made = self._new_domain(before, registry, line.name, line.kind, line.place, line.address, line.mac)
+            return replace(before, domains=(*before.domains, replace(made, limits=Limits(**dict(line.limits)))))
+        limits = Limits(**dict(line.limits))
+        kept = (replace(d, limits=limits) if d.name == line.name else d for d in before.domains)
+        return replace(before, domains=tuple(kept))
+
+    def export(self) -> str:
+        """The running state as a file that `apply` takes: NAT, domains, forwards and rules."""
+        return exported(self._contents())
+
     # Converging
 
-    def _change(self, change: Callable[[Contents, Registry], Contents]) -> None:
+    def _change(self, change: Callable[[Contents, Registry], Contents], of_pending: bool = False) -> None:
         """Writes down what is wanted, then makes it so. If that fails, goes back and makes that so."""
         with locked(self._instance.lock):
             self._instance.state.mkdir(parents=True, exist_ok=True)
             try:
-                self._change_locked(change)
+                self._change_locked(change, of_pending)
             finally:
                 if read_only(self._instance.registry).is_empty:
                     self._converge(Contents())
 
-    def _change_locked(self, change: Callable[[Contents, Registry], Contents]) -> None:
+    def _change_locked(self, change: Callable[[Contents, Registry], Contents], of_pending: bool) -> None:
         registry = Registry(self._instance.registry)
         try:
-            before = registry.read()
+            before = _read_anew(registry.read())
+            if before.pending and not of_pending:
+                before = self._settle(before, registry)
             with registry.transaction():
                 after = change(before, registry)
                 registry.write(after)
@@ -614,21 +706,52 @@ class Router:
         finally:
             registry.close()
 
+    def _settle(self, before: Contents, registry: Registry) -> Contents:
+        """Nothing else is changed while a change waits to be confirmed; one whose time is over is gone back on."""
+        assert before.pending is not None
+        if not confirming.is_due(before.pending):
+            left = confirming.left_s(before.pending)
+            raise ConflictError(
+                f"what was applied last waits {left:.0f} s more to be confirmed; run `vfr confirm` to keep it, or"
+                " `vfr confirm --no` to go back at once"
+            )
+        earlier = confirming.earlier(before)
+        with registry.transaction():
+            registry.write(earlier)
+        self._converge(earlier)
+        return earlier
+
     def _converge(self, contents: Contents) -> None:
+        """Makes it so, and looks whether it is."""
         from vfr.kernel.host import Host
 
         host = Host(self._instance, self._on_step)
         try:
             host.apply(self._plan(host, contents))
+            if not contents.is_empty and (left := self._plan(host, contents)):
+                raise KernelError(f"verifying the change: to {left[0].text} had no effect", errno.EIO)
         finally:
             host.close()
 
     def _plan(self, host: Host, contents: Contents) -> list[Change]:
         from vfr.plan import plan
 
-        host.policy = _compiled(contents)
+        host.policy = lambda: self._policy_of(contents)
         actual: Actual = host.read(POOL, contents.nat.uplink if contents.nat else None)
-        return plan(_wanted(contents, host.policy), actual)
+        return plan(_wanted(contents), actual)
+
+    def _policy_of(self, contents: Contents) -> CompiledPolicy:
+        """The tables for what the registry says, made once."""
+        from vfr.policy import RuleSet, compile_rules, parse
+
+        known = _policy_digest(contents)
+        if known not in self._policies:
+            rules, numbers = RuleSet(), tuple[int, ...]()
+            if contents.rules:
+                rules, numbers = parse(contents.rules.text, contents.rules.file), contents.rules.numbers
+            made = compile_rules(rules, _slots(contents), _lan(contents.nat), numbers)
+            self._policies[known] = replace(made, digest=known)
+        return self._policies[known]
 
 
 def _sysfs(path: Path) -> str | None:
@@ -644,11 +767,18 @@ def _no_such(name: str, contents: Contents) -> VfrError:
     return VfrError(f"there is no domain {name!r}; there are: {have}")
 
 
-def _forward_port(d: Domain, nat: Nat | None) -> int | None:
-    if nat is None or d.address not in POOL:
-        return None
-    x = int(d.address) - int(POOL.network_address)
-    return FORWARD_BASE + x if nat.forwards[0] <= x <= nat.forwards[1] else None
+def _forward_statuses(contents: Contents) -> tuple[ForwardStatus, ...]:
+    """Those of `vfr nat enable` first."""
+    found: list[ForwardStatus] = []
+    by_address = {d.address: d.name for d in contents.domains}
+    by_name = {d.name: str(d.address) for d in contents.domains}
+    for x in range(contents.nat.forwards[0], contents.nat.forwards[1] + 1) if contents.nat else ():
+        found.append(ForwardStatus(FORWARD_BASE + x, str(POOL[x]), forwards.SSH, by_address.get(POOL[x])))
+    for f in contents.rules.forwards if contents.rules else ():
+        address, (low, high) = by_name.get(f.domain), f.outside
+        on = "host" if f.where in forwards.HOST_ONLY else "lan"
+        found.append(ForwardStatus(low, address, f.inside[0], f.domain, f.protocol, high - low + 1, on))
+    return tuple(found)
 
 
 def _check_place(kind: str, where: str, interface: str, before: Contents, present: dict[str, Link]) -> None:
@@ -803,27 +933,64 @@ def _choose_lan_address(name: str, own: list[IPv4Interface], given: str | None) 
     return chosen.ip
 
 
-def _read_rules(file: Path) -> Rules:
-    """The file's text, if it is in order."""
-    from vfr.policy import parse
-
+def read_file(file: Path) -> str:
+    """A file's text. UsageError if it can't be had."""
     try:
-        text = file.read_text()
+        return file.read_text()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UsageError(f"the rule file {str(file)!r} cannot be read: {reason}") from None
-    parse(text, file.name)
-    return Rules(file.name, text)
 
 
-def _compiled(contents: Contents) -> CompiledPolicy:
-    from vfr.policy import RuleSet, compile_rules, parse
+def _read_anew(contents: Contents) -> Contents:
+    """With its rules as this version keeps them, if an earlier one wrote them down."""
+    from vfr.ruling import ruled
 
-    rules = parse(contents.rules.text, contents.rules.file) if contents.rules else RuleSet()
-    return compile_rules(rules, {d.name: d.slot for d in contents.domains})
+    rules = contents.rules
+    if rules is None or rules.numbers or not rules.text:
+        return contents
+    return replace(contents, rules=ruled(rules.file, rules.text)[0])
 
 
-def _wanted(contents: Contents, policy: CompiledPolicy) -> Wanted:
+def _slots(contents: Contents) -> dict[str, int]:
+    return {d.name: d.slot for d in contents.domains}
+
+
+def _lan(nat: Nat | None) -> IPv4Network | None:
+    """The uplink's own network."""
+    from vfr.kernel import links
+
+    up = _uplink(nat, links.links()) if nat else None
+    return up.lan if up else None
+
+
+def _policy_digest(contents: Contents) -> str:
+    from vfr.ruling import digest
+
+    return digest(contents.rules, _slots(contents), _lan(contents.nat))
+
+
+def _check_name(name: str) -> None:
+    from vfr.policy.rules import NAME, RESERVED, looks_like_address
+
+    if not NAME.fullmatch(name) or name in RESERVED or looks_like_address(name):
+        raise UsageError(
+            f"{name!r} cannot be a domain's name; use up to 32 of a-z, 0-9, '.', '_', '-', beginning and ending"
+            f" with a letter or digit, no address, and none of {', '.join(sorted(RESERVED))}"
+        )
+
+
+def _is_elsewhere(line: DomainLine, old: Domain) -> bool:
+    """Whether the line's domain is not where the old one is, or not under its address or MAC."""
+    place = old.netns if old.kind == "netns" else old.interface
+    return (
+        (line.kind, line.place) != (old.kind, place)
+        or (line.address is not None and line.address != str(old.address))
+        or (line.mac is not None and line.mac.lower() != old.mac)
+    )
+
+
+def _wanted(contents: Contents) -> Wanted:
     """What the registry's words mean for the kernel as it is."""
     from vfr.kernel import links
     from vfr.kernel.fastpath import Config, Forward
@@ -850,23 +1017,28 @@ def _wanted(contents: Contents, policy: CompiledPolicy) -> Wanted:
         mac = _derived_mac("dom0 of VFR")
         vifs.append(Vif(DOM0_ID, "dom0", DOM0_VIF, DOM0_DEVICE, None, GATEWAY, mac, 0, low, 0, DOM0_LIMITS))
     vifs += [_vif(d, present) for d in contents.domains]
-    ported = [(port, d) for d in contents.domains if (port := _forward_port(d, nat)) is not None and up]
+    ways = forwards.ways(contents, up is not None)
     guard = Guard(
         tuple(sorted([SORTER, *(v.interface for v in vifs)])),
         POOL,
         GATEWAY,
         up.name if up else None,
         up.address if up else None,
-        tuple((port, d.address, SSH) for port, d in ported),
+        ways,
     )
     return Wanted(
         vifs=tuple(vifs),
         config=config,
         mtu=up.mtu if up else MTU,
         guard=guard,
-        digest=policy.digest,
+        digest=_policy_digest(contents),
         uplink=up,
-        forwards=frozenset(Forward("tcp", port, d.slot, SSH) for port, d in ported),
+        forwards=frozenset(
+            Forward(way.protocol, port, way.slot, way.inside + port - way.outside[0])
+            for way in ways
+            if not way.host_only
+            for port in range(way.outside[0], way.outside[1] + 1)
+        ),
         routes=frozenset([POOL, *(IPv4Network(d.address) for d in contents.domains if d.address not in POOL)]),
     )
 

@@ -55,7 +55,7 @@ class Host:
         self.instance = instance
         self.pins = mounts.seen_from_here(instance.bpffs)
         self.note = instance.runtime / "guard"
-        self.policy: CompiledPolicy | None = None
+        self.policy: Callable[[], CompiledPolicy] | None = None
         self._on_step = on_step
         self._fastpath: Fastpath | None = None
         if mounts.is_mounted(instance.bpffs):
@@ -183,7 +183,7 @@ class Host:
 
     def replace_policy(self) -> None:
         assert self.policy is not None
-        self.fastpath.replace_policy(self.policy)
+        self.fastpath.replace_policy(self.policy())
 
     def route(self, net: IPv4Network) -> None:
         device = links.links()[DOM0_DEVICE]
