@@ -354,6 +354,27 @@ def rules_check(file: Path, json: Json = False) -> None:
     _show({"file": str(file), "ok": True}, json, lambda _: print(f"{file}: in order"))
 
 
+@rules.command("import-xen")
+def rules_import_xen(
+    file: Annotated[Path, typer.Argument(help="Lines as they were written to /proc/xeno/vfr.")],
+    names: Annotated[list[str] | None, typer.Option(help="D=NAME: what Xen's domain D is called [domD].")] = None,
+    json: Json = False,
+) -> None:
+    """Print Xen 1.x's rules as a rule file: what each did then, and the rule that says so today."""
+    from vfr.policy import xen
+
+    called = xen.parse_names(names or ())
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"the rule file {str(file)!r} cannot be read: {error.strerror}") from None
+    found = xen.translate(xen.decode(data, file.name), file.name, called)
+    _show(asdict(found) | {"ok": not found.refused}, json, lambda _: print(found, end=""))
+    if found.refused:
+        lines = ", ".join(map(str, found.refused))
+        raise VfrError(f"not translated, in whole or in part: of {file.name}, line {lines}; the output says why")
+
+
 def _run(arguments: list[str]) -> None:
     try:
         app(arguments, prog_name="vfr")
