@@ -122,6 +122,11 @@ def _show_preview(answer: dict[str, Any]) -> None:
     print("\n".join(lines) if lines else "nothing would change")
 
 
+def _show_rule_stats(answer: list[dict[str, Any]]) -> None:
+    rows = [(str(r["packets"]), str(r["bytes"]), r["where"], r["rule"]) for r in answer]
+    _table(("PACKETS", "BYTES", "WHERE", "RULE"), rows)
+
+
 def _domain(status: DomainStatus, as_json: bool) -> None:
     _show(asdict(status), as_json, lambda answer: _show_domains([answer]))
 
@@ -214,7 +219,7 @@ def domain_limit(
     half_open: Annotated[int | None, typer.Option(help="TCP conversations without an answer, each way.")] = None,
     new_per_s: Annotated[int | None, typer.Option(help="New conversations a second, each way; 0: any.")] = None,
     errors_per_s: Annotated[int | None, typer.Option(help="ICMP errors sent to it a second.")] = None,
-    events_per_s: Annotated[int | None, typer.Option(help="Drops that `vfr log` tells of a second.")] = None,
+    events_per_s: Annotated[int | None, typer.Option(help="Drops that `vfr events` tells of a second.")] = None,
     fragments: Annotated[int | None, typer.Option(help="Datagrams in fragments at a time.")] = None,
     json: Json = False,
 ) -> None:
@@ -275,16 +280,17 @@ def _show_event(event: dict[str, Any]) -> None:
     if event["untold"]:
         print(f"{event['who']}: {event['untold']} more went untold")
     ends = f"{event['src']}:{event['sport']} -> {event['dst']}:{event['dport']} {event['protocol']}"
-    print(f"{event['who']}: {event['verdict']} {ends}, {event['bytes']} bytes", flush=True)
+    by = f"   ({event['where']}: {event['rule']})" if event["rule"] else ""
+    print(f"{event['who']}: {event['verdict']} {ends}, {event['bytes']} bytes{by}", flush=True)
 
 
 @app.command()
-def log(
+def events(
     count: Annotated[int | None, typer.Option(help="End after so many.")] = None,
     wait: Annotated[float | None, typer.Option(help="End after so many seconds without one.")] = None,
     json: Json = False,
 ) -> None:
-    """Tell of drops as they happen, at a rate per domain (see `vfr domain limit`)."""
+    """Tell of drops, and of what rules with `log` let begin, as they happen: at a rate per domain (`vfr domain limit`)."""
     with Router() as router:
         for event in itertools.islice(router.events(wait), count):
             if json:
@@ -294,9 +300,16 @@ def log(
 
 
 @app.command()
-def stats(name: Annotated[str | None, typer.Argument()] = None, json: Json = False) -> None:
+def stats(
+    name: Annotated[str | None, typer.Argument()] = None,
+    rules: Annotated[bool, typer.Option("--rules", help="Per rule: what it decided about.")] = False,
+    json: Json = False,
+) -> None:
     """Show what became of packets: per domain, by verdict."""
     with Router() as router:
+        if rules:
+            _show([asdict(rule) for rule in router.rule_stats()], json, _show_rule_stats)
+            return
         _show(router.stats(name), json, _show_stats)
 
 

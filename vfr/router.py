@@ -17,7 +17,7 @@ import hashlib
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv4Network
@@ -30,10 +30,12 @@ from vfr._abi import Limit, Verdict
 from vfr.declare import Preview, exported
 from vfr.errors import ConflictError, KernelError, UsageError, VfrError
 from vfr.forwards import FORWARD_BASE, POOL
-from vfr.registry import Contents, Domain, Nat, Registry, locked, read_only
+from vfr.policy.rules import rule_text
+from vfr.registry import Contents, Domain, Nat, Registry, Rules, locked, read_only
 from vfr.settings import DOM0_LIMITS, Limits, Timers
 
 if TYPE_CHECKING:
+    from vfr import _abi as abi
     from vfr.kernel.host import Host
     from vfr.kernel.links import Link
     from vfr.plan import Actual, Change, Uplink, Vif, Wanted
@@ -101,10 +103,23 @@ class NatStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class DropEvent:
-    """One drop, as `vfr log` tells of it. `who` sent it: a domain, dom0, lan or unknown; `untold` are the
-    drops of the same sender's since its last event that nothing was said of."""
+class RuleStatus:
+    """A rule, where it stands, and what it decided about: packets that began a conversation or were refused."""
 
+    where: str
+    rule: str
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What `vfr events` tells of: a drop, or a conversation that a rule with `log` let begin. `who` sent it: a domain,
+    dom0, lan or unknown; `at` is in seconds since boot; `rule` and `where` are those of the rule that decided, if one
+    did; `untold` are the same sender's since its last event that nothing was said of."""
+
+    at: float
+    kind: str
     who: str
     verdict: str
     src: str
@@ -113,6 +128,8 @@ class DropEvent:
     dport: int
     protocol: str
     bytes: int
+    rule: str | None
+    where: str | None
     untold: int
 
 
@@ -353,28 +370,35 @@ class Router:
             for who, row in wanted.items()
         }
 
-    def events(self, wait_s: float | None = None) -> Iterator[DropEvent]:
-        """Drops as they happen, at each domain's rate; ends after `wait_s` seconds without one, or never.
-        There is one reader at a time."""
+    def rule_stats(self) -> tuple[RuleStatus, ...]:
+        """Every rule with what it decided about, in the order of the file."""
         from vfr.kernel.host import Host
 
         contents = self._contents()
-        names = {0: "dom0", int(Limit.ROW_LAN): "lan", int(Limit.ROW_UNKNOWN): "unknown"}
-        names.update({d.slot: d.name for d in contents.domains})
+        if contents.rules is None:
+            return ()
+        _check_root("nobody else may look into the fastpath")
         host = Host(self._instance)
         try:
+            counts = host.fastpath.rule_counts() if host.is_loaded else {}
+        finally:
+            host.close()
+        rules, lines = contents.rules, contents.rules.text.splitlines()
+        return tuple(
+            RuleStatus(f"{rules.file}:{line}", rule_text(lines[line - 1]), *counts.get(number, (0, 0)))
+            for line, number in zip(rules.lines, rules.numbers, strict=True)
+        )
+
+    def events(self, wait_s: float | None = None) -> Iterator[Event]:
+        """Drops, and what rules with `log` let begin, as they happen, at each domain's rate; ends after `wait_s` seconds
+        without one, or never. There is one reader at a time."""
+        from vfr.kernel.host import Host
+
+        host = Host(self._instance)
+        names = _Names(self._instance)
+        try:
             for e in host.fastpath.events(wait_s) if host.is_loaded else ():
-                yield DropEvent(
-                    who=names.get(e.row, f"slot {e.row}"),
-                    verdict=Verdict(e.verdict).name,
-                    src=str(IPv4Address(e.src)),
-                    dst=str(IPv4Address(e.dst)),
-                    sport=e.sport,
-                    dport=e.dport,
-                    protocol=_PROTOCOLS.get(e.protocol, str(e.protocol)),
-                    bytes=e.bytes,
-                    untold=e.untold,
-                )
+                yield names.event(e)
         finally:
             host.close()
 
@@ -420,8 +444,10 @@ class Router:
         where: str,
         address: str | IPv4Address | None,
         mac: str | None,
+        leaving: Sequence[Domain] = (),
     ) -> Domain:
-        """A domain that may be added, if only in thought (without a registry)."""
+        """A domain that may be added, if only in thought (without a registry). Those that are `leaving` are still there
+        and will not be."""
         from vfr.kernel import links
 
         _check_name(name)
@@ -429,7 +455,10 @@ class Router:
             raise ConflictError(f"there is a domain {name!r} already; choose another name, or remove it first")
         present = links.links()
         interface = _derived_interface(name) if kind == "netns" else where
-        _check_place(kind, where, interface, before, present)
+        for d in leaving:
+            if d.kind != "device":
+                present.pop(d.interface, None)
+        _check_place(kind, where, interface, before, present, {d.netns for d in leaving})
         taken = {d.slot for d in before.domains}
         slot = next((s for s in range(1, Limit.SLOTS) if s not in taken), None)
         if slot is None:
@@ -632,11 +661,16 @@ class Router:
         rules, document = ruled(name, text, before.rules, self._numbers())
         after = replace(before, rules=rules)
         if document.domains is not None:
-            after = after.without({d.name for d in before.domains} - {line.name for line in document.domains})
+            stay = {line.name for line in document.domains if _is_as_before(line, before)}
+            after = after.without({d.name for d in before.domains} - stay)
         if document.nat:
             after = replace(after, nat=self._declared_nat(document.nat, after))
         for line in document.domains or ():
-            after = self._declared_domain(line, after, registry)
+            after = self._declared_domain(line, after, registry, before.domains)
+        if after.is_empty and not before.is_empty:
+            raise ConflictError(
+                f"{name} leaves nothing; to take all down, run `vfr domain remove` and `vfr nat disable`"
+            )
         if after.is_empty:
             raise ConflictError("there is no router yet; run `vfr nat enable` or `vfr domain add` first")
         forwards.check(document, after, _listeners())
@@ -658,17 +692,17 @@ class Router:
             return None
         return self._new_nat(before, line.uplink, line.address, line.ssh, line.ports, line.ports_per_domain)
 
-    def _declared_domain(self, line: DomainLine, before: Contents, registry: Registry | None) -> Contents:
-        """With the domain as the line has it: as it is, with other limits, or made anew if it is to be elsewhere."""
-        old = next((d for d in before.domains if d.name == line.name), None)
-        if old and _is_elsewhere(line, old):
-            before, old = before.without({line.name}), None
-        if old is None:
-            made = self._new_domain(before, registry, line.name, line.kind, line.place, line.address, line.mac)
-            return replace(before, domains=(*before.domains, replace(made, limits=Limits(**dict(line.limits)))))
+    def _declared_domain(
+        self, line: DomainLine, before: Contents, registry: Registry | None, original: Sequence[Domain]
+    ) -> Contents:
+        """With the domain as the line has it: one that stays gets its limits, any other is made."""
         limits = Limits(**dict(line.limits))
-        kept = (replace(d, limits=limits) if d.name == line.name else d for d in before.domains)
-        return replace(before, domains=tuple(kept))
+        if any(d.name == line.name for d in before.domains):
+            kept = (replace(d, limits=limits) if d.name == line.name else d for d in before.domains)
+            return replace(before, domains=tuple(kept))
+        leaving = [d for d in original if all(d.id != other.id for other in before.domains)]
+        made = self._new_domain(before, registry, line.name, line.kind, line.place, line.address, line.mac, leaving)
+        return replace(before, domains=(*before.domains, replace(made, limits=limits)))
 
     def export(self) -> str:
         """The running state as a file that `apply` takes: NAT, domains, forwards and rules."""
@@ -781,10 +815,13 @@ def _forward_statuses(contents: Contents) -> tuple[ForwardStatus, ...]:
     return tuple(found)
 
 
-def _check_place(kind: str, where: str, interface: str, before: Contents, present: dict[str, Link]) -> None:
-    """Where the domain is to hang must be there (netns, device) or not be there yet (tap, our VIF)."""
+def _check_place(
+    kind: str, where: str, interface: str, before: Contents, present: dict[str, Link], left: Container[str | None]
+) -> None:
+    """Where the domain is to hang must be there (netns, device) or not be there yet (tap, our VIF). `left` are the
+    namespaces that others leave."""
     if kind == "netns":
-        _check_netns(where, before)
+        _check_netns(where, before, where in left)
     if any(d.interface == interface for d in before.domains):
         raise ConflictError(f"the interface {interface} belongs to another domain; choose another")
     if kind == "device":
@@ -795,7 +832,7 @@ def _check_place(kind: str, where: str, interface: str, before: Contents, presen
         raise ConflictError(f"there is an interface {interface} already, which is not ours; rename or remove it")
 
 
-def _check_netns(name: str, before: Contents) -> None:
+def _check_netns(name: str, before: Contents, is_left: bool) -> None:
     from vfr.kernel import links
 
     if name not in _netns_names():
@@ -808,7 +845,7 @@ def _check_netns(name: str, before: Contents) -> None:
             raise ConflictError(f"the namespace {name!r} belongs to the domain {d.name!r}; choose another")
     if instances.current().netns == name:
         raise UsageError(f"the namespace {name!r} is domain 0's own; choose another")
-    if "eth0" in links.links(name):
+    if not is_left and "eth0" in links.links(name):
         raise ConflictError(f"the namespace {name!r} has an eth0 already; rename or remove that one")
 
 
@@ -933,6 +970,47 @@ def _choose_lan_address(name: str, own: list[IPv4Interface], given: str | None) 
     return chosen.ip
 
 
+class _Names:
+    """What the numbers in events stand for. Read again when one is unknown: the router changes while we listen."""
+
+    def __init__(self, instance: instances.Instance) -> None:
+        self._registry = instance.registry
+        self._read()
+
+    def _read(self) -> None:
+        contents = read_only(self._registry)
+        self._rows = {0: "dom0", int(Limit.ROW_LAN): "lan", int(Limit.ROW_UNKNOWN): "unknown"}
+        self._rows.update({d.slot: d.name for d in contents.domains})
+        rules = contents.rules or Rules("", "")
+        lines = rules.text.splitlines()
+        self._rules = {
+            number: (rule_text(lines[line - 1]), f"{rules.file}:{line}")
+            for line, number in zip(rules.lines, rules.numbers, strict=True)
+        }
+
+    def event(self, e: abi.Event) -> Event:
+        if e.row not in self._rows or (e.rule and e.rule not in self._rules):
+            self._read()
+        rule, where = self._rules.get(e.rule, (None, None))
+        verdict = Verdict(e.verdict).name
+        is_ip = e.ethertype == 0x0800
+        return Event(
+            at=e.at_ns / 1e9,
+            kind="drop" if verdict.startswith("DROP_") else "begin",
+            who=self._rows.get(e.row, f"slot {e.row}"),
+            verdict=verdict,
+            src=str(IPv4Address(e.src)),
+            dst=str(IPv4Address(e.dst)),
+            sport=e.sport,
+            dport=e.dport,
+            protocol=_PROTOCOLS.get(e.protocol, str(e.protocol)) if is_ip else f"ether {e.ethertype:#06x}",
+            bytes=e.bytes,
+            rule=rule,
+            where=where,
+            untold=e.untold,
+        )
+
+
 def read_file(file: Path) -> str:
     """A file's text. UsageError if it can't be had."""
     try:
@@ -980,13 +1058,16 @@ def _check_name(name: str) -> None:
         )
 
 
-def _is_elsewhere(line: DomainLine, old: Domain) -> bool:
-    """Whether the line's domain is not where the old one is, or not under its address or MAC."""
+def _is_as_before(line: DomainLine, before: Contents) -> bool:
+    """Whether there is the line's domain, at its place, under its address and MAC."""
+    old = next((d for d in before.domains if d.name == line.name), None)
+    if old is None:
+        return False
     place = old.netns if old.kind == "netns" else old.interface
     return (
-        (line.kind, line.place) != (old.kind, place)
-        or (line.address is not None and line.address != str(old.address))
-        or (line.mac is not None and line.mac.lower() != old.mac)
+        (line.kind, line.place) == (old.kind, place)
+        and line.address in (None, str(old.address))
+        and (line.mac is None or line.mac.lower() == old.mac)
     )
 
 

@@ -7,21 +7,12 @@ on counting; a new one gets a number that nobody has, since for a moment both po
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Container, Iterator, Mapping
 from ipaddress import IPv4Network
 
 from vfr.policy import Document, parse_document
-from vfr.policy.rules import looks_like_address
+from vfr.policy.rules import looks_like_address, rule_text
 from vfr.registry import Rules
-
-_PART = re.compile(r'"[^"\n]*"|#.*|\s+|[^"#\s]+')
-
-
-def _plain(line: str) -> str:
-    """A rule's line without comment and spare blanks, as its own name."""
-    parts = (part for part in _PART.findall(line) if not part.startswith("#"))
-    return " ".join("".join(" " if part.isspace() else part for part in parts).split())
 
 
 def _known(rules: Rules | None) -> dict[str, int]:
@@ -29,7 +20,7 @@ def _known(rules: Rules | None) -> dict[str, int]:
     if rules is None:
         return {}
     lines = rules.text.splitlines()
-    return {_plain(lines[line - 1]): number for line, number in zip(rules.lines, rules.numbers, strict=True)}
+    return {rule_text(lines[line - 1]): number for line, number in zip(rules.lines, rules.numbers, strict=True)}
 
 
 def _names(document: Document) -> Iterator[str]:
@@ -52,7 +43,7 @@ def ruled(file: str, text: str, before: Rules | None = None, taken: Container[in
     lines, numbers = text.splitlines(), list[int]()
     mine: dict[str, int] = {}
     for line in document.rules.lines:
-        name = _plain(lines[line - 1])
+        name = rule_text(lines[line - 1])
         if name not in mine:
             mine[name] = known.get(name) or next(n for n in fresh if n not in used and n not in taken)
         numbers.append(mine[name])

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
 from vfr.errors import UsageError
-from vfr.policy.language import ANY, DOM0, LAN, RuleError
+from vfr.policy.language import RuleError
+from vfr.policy.rules import ANY, DOM0, LAN
 from vfr.policy.xen_engine import (
     ALL_BITS,
     LINK_LOCAL,
