@@ -380,7 +380,7 @@ class Router:
         _check_root("nobody else may look into the fastpath")
         host = Host(self._instance)
         try:
-            counts = host.fastpath.rule_counts() if host.is_loaded else {}
+            counts = host.fastpath.rule_counts(frozenset(contents.rules.numbers)) if host.is_loaded else {}
         finally:
             host.close()
         rules, lines = contents.rules, contents.rules.text.splitlines()
@@ -683,7 +683,7 @@ class Router:
 
         host = Host(self._instance)
         try:
-            return frozenset(host.fastpath.rule_counts()) if host.is_loaded else frozenset()
+            return host.fastpath.rules() if host.is_loaded else frozenset()
         finally:
             host.close()
 
