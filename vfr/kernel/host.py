@@ -255,7 +255,7 @@ class Host:
         if fp.attached(link.index, "vif") is None or fp.vifs().get(link.index) != vif.slot:
             self._step(f"{vif.interface}: down while it is not filtered")
             links.set_link(link.index, state="down")
-        self._harden(vif, link, mtu)
+        self._harden(vif, link)
         self._enter(vif, link)
         if fp.attached(link.index, "vif") is None or vif.interface not in fp.links():
             self._step(f"{vif.interface}: attach")
@@ -285,8 +285,19 @@ class Host:
         if link is None:
             self._step(f"{vif.interface}: make it")
             self._make(vif, mtu)
+            self._own(vif, links.links()[vif.interface], mtu)
             link = links.links()[vif.interface]
         return link
+
+    @staticmethod
+    def _own(vif: Vif, link: links.Link, mtu: int) -> None:
+        """Says whose it is, at once: what nobody owns nobody would take away again. And its MTU, once: the guest's own
+        end would not follow another, and what it sends would be too long for ours."""
+        try:
+            links.set_link(link.index, mtu=mtu, ifalias=str(mark.Mark(vif.id, vif.home)))
+        except KernelError:
+            links.delete_link(vif.interface)
+            raise
 
     @staticmethod
     def _make(vif: Vif, mtu: int) -> None:
@@ -299,13 +310,10 @@ class Host:
         else:
             links.make_veth(vif.interface, "eth0", vif.netns, GATEWAY_MAC, vif.mac, mtu)
 
-    def _harden(self, vif: Vif, link: links.Link, mtu: int) -> None:
+    def _harden(self, vif: Vif, link: links.Link) -> None:
         self._step(f"{vif.interface}: nothing for the host's stack")
         if _owner(link) != vif.id:
-            # Once: the guest's own end would not follow another MTU, and what it sends would be too long for ours.
-            if vif.kind != "device" and link.mtu != mtu:
-                links.set_link(link.index, mtu=mtu)
-            ours = mark.Mark(vif.id, vif.home, self._memory(vif, link))
+            ours = mark.Mark(vif.id, vif.home, self._memory(link))
             links.set_link(link.index, ifalias=str(ours))
         self._harden_link(vif.interface, link.index)
         if vif.kind == "tap":
@@ -318,11 +326,9 @@ class Host:
             links.set_conf(name, conf, value, family)
 
     @staticmethod
-    def _memory(vif: Vif, link: links.Link) -> str:
+    def _memory(link: links.Link) -> str:
         """What a given device was like, kept in its own alias so that it goes where the device goes."""
-        if vif.kind != "device":
-            return ""
-        conf = {f"{f}.{n}": links.get_conf(vif.interface, n, f) for f, n in HARDENING}
+        conf = {f"{f}.{n}": links.get_conf(link.name, n, f) for f, n in HARDENING}
         return json.dumps({"up": link.up, "noarp": link.noarp, "conf": conf, "alias": link.alias})
 
     def _enter(self, vif: Vif, link: links.Link) -> None:
@@ -377,6 +383,8 @@ class Host:
         ours = mark.read(link.alias)
         if ours is None or not ours.memory:
             links.delete_link(name)
+            if self.is_loaded:
+                self.fastpath.clear_vif(link.index)
             return
         self._step(f"{name}: down")
         links.set_link(link.index, state="down")
