@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 
 from vfr._abi import Limit, Verdict
 from vfr.errors import UsageError, VfrError
-from vfr.frame import Packet, error_name, read
+from vfr.frame import Packet, arp_request, error_name, read
 from vfr.plan import GATEWAY_MAC
 from vfr.policy.rules import DOM0, ICMP, LAN, WITH_PORTS, Rule, RuleSet, Traffic, What
 from vfr.question import Question, question, what_text
-from vfr.scene import NODE_LAN, End, Scene, Seat, find_end, read_scene
+from vfr.scene import LOCALHOST, NODE_LAN, End, Scene, Seat, find_end, read_scene
 from vfr.verdicts import MEANINGS
 
 if TYPE_CHECKING:
@@ -78,12 +78,14 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A packet, and the hook and interface that it comes in by. `said` is what is to be told before."""
+    """A packet, and the hook and interface that it comes in by. `said` is what is to be told before. `by_arp` if its
+    sender first asks for the target's MAC: to the host all domains are on the link, while guests ask for the gateway."""
 
     hook: Hook
     index: int
     packet: Packet
     said: tuple[Stage, ...] = ()
+    by_arp: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,8 @@ class Hop:
 
 def begin(scene: Scene, q: Question, opener: End, target: End) -> Start | Explanation:
     """The packet that the opener would begin with, or the answer, where none comes to the fastpath."""
+    if target.host_only and not (opener.seat and opener.seat.name == DOM0):
+        return Explanation(str(q), False, None, f"{target.word} is there for the host alone")
     own = _own_affair(scene, opener, target)
     if own:
         return Explanation(str(q), True, None, own)
@@ -126,8 +130,9 @@ def begin(scene: Scene, q: Question, opener: End, target: End) -> Start | Explan
     return _from_lan(scene, q, opener, target, port)
 
 
-def _is_outside(scene: Scene, end: End) -> bool:
-    return scene.uplink is not None and end.seat is None and end.address == scene.uplink.address
+def _is_here(scene: Scene, end: End) -> bool:
+    """Whether it is where the host's own packets may meet a forward."""
+    return end.address == LOCALHOST or (scene.uplink is not None and end.address == scene.uplink.address)
 
 
 def _is_beyond(scene: Scene, end: End) -> bool:
@@ -135,11 +140,17 @@ def _is_beyond(scene: Scene, end: End) -> bool:
     return end.seat is None and end.address not in scene.pool
 
 
+def _own_forward(scene: Scene, protocol: int, target: End, port: int) -> Forward | None:
+    """Where the host's own packets to an outside port of its own are led."""
+    known = (*scene.forwards, *scene.host_only) if target.address == LOCALHOST else scene.forwards
+    return next((f for f in known if (WITH_PORTS[f.protocol], f.outside_port) == (protocol, port)), None)
+
+
 def _own_affair(scene: Scene, opener: End, target: End) -> str:
     """What never comes by a hook, "" if it does."""
     if opener.seat and opener.seat == target.seat:
         return f"{opener.seat.name} speaks to itself, and no packet leaves it"
-    if opener.seat and opener.seat.name == DOM0 and _is_beyond(scene, target) and not _is_outside(scene, target):
+    if opener.seat and opener.seat.name == DOM0 and _is_beyond(scene, target) and not _is_here(scene, target):
         return "the host's own affair: it goes out by the host's own stack, and comes by no program of VFR's"
     if opener.seat is None and target.seat is None and target.address not in scene.own:
         return "both are behind the uplink, and what they say does not come by this host"
@@ -149,7 +160,7 @@ def _own_affair(scene: Scene, opener: End, target: End) -> str:
 def _from_domain(scene: Scene, q: Question, seat: Seat, target: End, port: int) -> Start | Explanation:
     said: tuple[Stage, ...] = ()
     if seat.name == DOM0 and _is_beyond(scene, target):
-        f = next((f for f in scene.forwards if (WITH_PORTS[f.protocol], f.outside_port) == (q.protocol, port)), None)
+        f = _own_forward(scene, q.protocol, target, port)
         to = scene.seat_in(f.slot) if f else None
         if f is None or to is None:
             return Explanation(str(q), True, None, f"the host's own affair: {target.address} is its own address")
@@ -159,7 +170,7 @@ def _from_domain(scene: Scene, q: Question, seat: Seat, target: End, port: int) 
         return Explanation(str(q), False, None, f"nothing of {seat.name}'s comes in: {seat.trouble}", said)
     mac = target.seat.mac if q.ether and target.seat else GATEWAY_MAC
     packet = Packet(seat.mac, mac, seat.address, target.address, q.protocol, 0, port, q.ether)
-    return Start("vif", seat.index, packet, said)
+    return Start("vif", seat.index, packet, said, by_arp=seat.name == DOM0 and not q.ether)
 
 
 def _from_lan(scene: Scene, q: Question, opener: End, target: End, port: int) -> Start | Explanation:
@@ -168,7 +179,7 @@ def _from_lan(scene: Scene, q: Question, opener: End, target: End, port: int) ->
         return Explanation(str(q), False, None, f"nothing comes in from the LAN: {scene.no_uplink}")
     if uplink.trouble:
         return Explanation(str(q), False, None, f"nothing comes in from the LAN: {uplink.trouble}")
-    address, said = target.address, tuple[Stage, ...]()
+    address = target.address
     if target.seat and target.seat.name == DOM0:
         address = uplink.address
     elif target.seat:
@@ -177,7 +188,7 @@ def _from_lan(scene: Scene, q: Question, opener: End, target: End, port: int) ->
             return _no_forward(scene, q, opener, target.seat, port)
         address, port = uplink.address, f.outside_port
     packet = Packet(SAMPLE_MAC, uplink.mac, opener.address, address, q.protocol, 0, port, q.ether)
-    return Start("uplink", uplink.index, packet, said)
+    return Start("uplink", uplink.index, packet)
 
 
 def _forward_to(scene: Scene, seat: Seat, protocol: int, port: int) -> Forward | None:
@@ -245,7 +256,9 @@ def explain(host: Host, contents: Contents, policy: CompiledPolicy, rules: RuleS
     if isinstance(start, Explanation):
         return start
     with twin(host.fastpath, _hooks(scene, start), _slots(scene, start, opener, target)) as one:
-        start = _with_port(start, one)
+        start = _by_arp(scene, q, one, _with_port(start, one))
+        if isinstance(start, Explanation):
+            return start
         hops = _walk(scene, one, start.hook, start.index, start.packet)
         answer = _answer(scene, hops[-1])
         back = _walk(scene, one, *answer) if answer else ()
@@ -253,6 +266,30 @@ def explain(host: Host, contents: Contents, policy: CompiledPolicy, rules: RuleS
     if host.fastpath.policy_digest() != policy.digest:
         raise VfrError("the rules changed while they were asked; ask again")
     return _told(scene, q, start, hops, back, opener, alike)
+
+
+def _by_arp(scene: Scene, q: Question, one: Twin, start: Start) -> Start | Explanation:
+    """Has the packet's sender ask for the target's MAC, if it is one who does. Unanswered, no packet follows."""
+    p = start.packet
+    if not start.by_arp:
+        return start
+    run = one.run("vif", start.index, arp_request(p.src_mac, p.src, p.dst))
+    asks = f"who has {p.dst}? asked by {scene.name_of(run.row)} by {scene.devices[start.index]}"
+    if run.verdict is Verdict.ANSWERED:
+        return replace(start, said=(*start.said, ("arp", f"{asks}; the router answers")))
+    seat, traffic = next((s for s in scene.seats.values() if s.address == p.dst), None), Traffic(p.protocol, p.dport)
+    number = scene.policy.deciding(run.row, seat.slot, traffic) if seat else None
+    rule, where = scene.rule_text(number) if number else (None, None)
+    return Explanation(
+        question=str(q),
+        passes=False,
+        verdict=run.verdict.name,
+        meaning=MEANINGS[run.verdict],
+        stages=(*start.said, ("arp", f"{asks}; nobody answers, so no packet follows")),
+        rule=rule,
+        where=where,
+        missing=(_missing_rule(scene.name_of(run.row), seat.name, traffic),) if seat and not number else (),
+    )
 
 
 def _hooks(scene: Scene, start: Start) -> tuple[Hook, ...]:

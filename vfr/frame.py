@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 from vfr.policy.rules import ICMP, ICMP_REQUESTS, ICMP_TYPES, PROTOCOL_NAMES, TCP, UDP
 from vfr.spec.packet import ones_sum
 
-ETHER_IP = 0x0800
+ETHER_IP, _ETHER_ARP = 0x0800, 0x0806
 TTL = 64
 _DONT_FRAGMENT, _SYN, _ACK = 0x4000, 0x02, 0x10
 _LOAD = bytes(range(18))  # with it, no frame is shorter than Ethernet's 60 bytes
@@ -166,6 +166,12 @@ def read(frame: bytes) -> Packet:
     return replace(known, sport=requests.get(kind, 0), dport=third, is_answer=True, icmp=(kind, code))
 
 
+def arp_request(mac: str, address: IPv4Address, asked: IPv4Address) -> bytes:
+    """Who has `asked`? Tell `address`."""
+    body = struct.pack(">HHBBH6s4s6s4s", 1, ETHER_IP, 6, 4, 1, _mac(mac), address.packed, bytes(6), asked.packed)
+    return b"\xff" * 6 + _mac(mac) + struct.pack(">H", _ETHER_ARP) + body + bytes(18)
+
+
 def error_name(packet: Packet) -> str:
     """What an ICMP error tells, for people."""
     kind, code = packet.icmp or (0, 0)
@@ -174,4 +180,4 @@ def error_name(packet: Packet) -> str:
     return f"destination unreachable: {_REACHED.get(code, f'code {code}')}"
 
 
-__all__ = ["TTL", "Packet", "error_name", "read"]
+__all__ = ["TTL", "Packet", "arp_request", "error_name", "read"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vfr._abi import Limit
 from vfr.errors import UsageError, VfrError
+from vfr.forwards import ways
 from vfr.plan import DOM0_DEVICE, DOM0_VIF
 from vfr.policy.rules import ANY, DOM0, INTERNET, LAN, LINK_LOCAL, WITH_PORTS, RuleSet, is_internet
 from vfr.question import Question, what_text
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from vfr.policy import CompiledPolicy
     from vfr.registry import Contents
 
+LOCALHOST = IPv4Address("127.0.0.1")
 NODE_LAN = int(Limit.NODE_LAN)
 SAMPLES = tuple(IPv4Network(n) for n in ("203.0.113.0/24", "198.51.100.0/24", "192.0.2.0/24"))  # RFC 5737
 
@@ -55,13 +57,14 @@ class Uplink:
 @dataclass(frozen=True, slots=True)
 class Scene:
     """All that a question is answered from, beside the fastpath itself. `uplink` is None while nothing leads to the
-    LAN, and `no_uplink` says why."""
+    LAN, and `no_uplink` says why. `host_only` are forwards that lead to a domain from the host alone."""
 
     seats: Mapping[str, Seat]
     uplink: Uplink | None
     no_uplink: str
     pool: IPv4Network
     forwards: tuple[Forward, ...]
+    host_only: tuple[Forward, ...]
     nat_ports: tuple[int, int]
     own: frozenset[IPv4Address]
     devices: Mapping[int, str]
@@ -86,12 +89,13 @@ class Scene:
 @dataclass(frozen=True, slots=True)
 class End:
     """Who is at one end: a domain, or somebody behind the uplink. `word` is what a rule would say. `port` is the one
-    that a forward has, where TO named a forward."""
+    that a forward has, where TO named a forward; `host_only` if only the host may use it."""
 
     word: str
     address: IPv4Address
     seat: Seat | None = None
     port: int | None = None
+    host_only: bool = False
 
 
 def read_scene(host: Host, contents: Contents, policy: CompiledPolicy, rules: RuleSet) -> Scene:
@@ -118,12 +122,22 @@ def read_scene(host: Host, contents: Contents, policy: CompiledPolicy, rules: Ru
         no_uplink=f"{why}; run `vfr nat enable`" if why else "",
         pool=config.pool,
         forwards=tuple(sorted(host.fastpath.forwards(), key=lambda f: (f.outside_port, f.protocol))),
+        host_only=tuple(_host_only(contents)),
         nat_ports=(config.nat_low, config.nat_high),
         own=own,
         devices={link.index: name for name, link in present.items()},
         policy=policy,
         rules=rules,
     )
+
+
+def _host_only(contents: Contents) -> Iterator[Forward]:
+    """One by one. They are nftables' alone, so the fastpath knows nothing of them."""
+    from vfr.kernel.fastpath import Forward
+
+    for way in ways(contents, has_uplink=False):
+        for port in range(way.outside[0], way.outside[1] + 1):
+            yield Forward(way.protocol, port, way.slot, way.inside + port - way.outside[0])
 
 
 def _seats(host: Host, contents: Contents, present: Mapping[str, Link]) -> dict[str, Seat]:
@@ -196,16 +210,18 @@ def _address_end(scene: Scene, address: IPv4Address) -> End:
 
 
 def _forward_end(scene: Scene, word: str, q: Question) -> End:
-    """By the outside address, at a forward's port."""
-    port, uplink = word.removeprefix("forward:"), scene.uplink
-    known = [f"{f.protocol} {f.outside_port}" for f in scene.forwards]
-    for f in scene.forwards:
-        if port == str(f.outside_port) and WITH_PORTS[f.protocol] == q.protocol and uplink:
+    """By the outside address, or the host's own, at a forward's port."""
+    port = word.removeprefix("forward:")
+    known = (*scene.forwards, *scene.host_only)
+    for f in known:
+        if port == str(f.outside_port) and WITH_PORTS[f.protocol] == q.protocol:
             if q.port not in (None, f.outside_port):
                 raise UsageError(f"{word} says the port; write {f.protocol} alone")
-            return End(word, uplink.address, None, f.outside_port)
-    asked = what_text(q.protocol, None)
-    raise VfrError(f"no forward has the {asked} port {port!r}; there are: {', '.join(known) or 'none'}")
+            if f in scene.host_only or scene.uplink is None:
+                return End(word, LOCALHOST, None, f.outside_port, host_only=True)
+            return End(word, scene.uplink.address, None, f.outside_port)
+    asked, there = what_text(q.protocol, None), ", ".join(f"{f.protocol} {f.outside_port}" for f in known)
+    raise VfrError(f"no forward has the {asked} port {port!r}; there are: {there or 'none'}")
 
 
 def _sample(scene: Scene, word: str) -> IPv4Address:

@@ -39,6 +39,7 @@ _PROTOCOL_SPACE = {"tcp": Space.SPACE_TCP, "udp": Space.SPACE_UDP}
 # the kernel's own state lives. Name -> (value size, places).
 _DIGEST_SIZE = 64
 _ACTIONS = {"allow": Action.ACTION_ALLOW, "reject": Action.ACTION_REJECT, "deny": Action.ACTION_DENY}
+_ONE_BY_ONE = 2000  # so many rows are read faster each by itself than with all others
 _HEADER = int(Limit.NODE_HEADER)
 _TABLES = ("sessions", "inbound", "mappings", "fragments")
 _LIMIT_FIELDS = {"fragments": "pieces"}
@@ -518,14 +519,26 @@ class Fastpath:
         the new have in common is neither written nor deleted.
         """
         self._set_digest("")
-        old_sets, old_remotes = self._sets(), self._remotes()
+        old_sets, old_remotes, old_rules = self._sets(), self._remotes(), self.rules()
         self._write_rules(policy)
         numbers = self._write_sets(policy, old_sets)
         version = self._write_remotes(policy, old_remotes)
         self._swap_pairs(policy, numbers, version)
         self._next_policy_number()
-        self._forget_old(policy, old_sets, set(numbers.values()), version)
+        self._forget_old(old_sets, set(numbers.values()), version, old_rules - policy.rules.keys())
         self._set_digest(policy.digest)
+
+    def rules(self) -> frozenset[int]:
+        """The numbers of the rules that the tables lead to."""
+        inner = self.inner("policy", 0)
+        if inner is None:
+            return frozenset()
+        try:
+            rows = [_parse(_abi.Pair, raw) for _, raw in inner.rows()]
+        finally:
+            inner.close()
+        whole = {row.number for row in rows if row.flags & Limit.PAIR_IS_RULE}
+        return frozenset(whole | {_from_u32(rule) for _, rule in self._maps["port_sets"].rows()})
 
     def _sets(self) -> dict[int, tuple[Entry, ...]]:
         """Number -> what the set has, as it is in the kernel."""
@@ -548,7 +561,7 @@ class Fastpath:
     def _write_rules(self, policy: CompiledPolicy) -> None:
         """Rows for the rules that have none yet; the others go on counting. That a number means the same rule for as
         long as a policy with it is in force is the caller's to see to."""
-        there = {number: _rule_words(_parse(_abi.Rule, raw)) for number, raw in self._maps["rules"].dump()}
+        there = {number: _rule_words(row) for number, row in self._rule_rows(policy.rules).items()}
         rows = {
             number: _abi.Rule(rank=rule.rank, per_s=rule.limit, action=_ACTIONS[rule.action], log=rule.log)
             for number, rule in policy.rules.items()
@@ -603,7 +616,7 @@ class Fastpath:
             pairs.close()
 
     def _forget_old(
-        self, policy: CompiledPolicy, old: Mapping[int, tuple[Entry, ...]], kept: Container[int], version: int
+        self, old: Mapping[int, tuple[Entry, ...]], kept: Container[int], version: int, gone: Iterable[int]
     ) -> None:
         """Deletes what only the old policy had; nobody looks there any more."""
         self._maps["port_sets"].delete_many(
@@ -615,13 +628,18 @@ class Fastpath:
         remotes = self._maps["remotes"]
         remotes.delete_many(key for key, _ in remotes.rows() if _parse(_abi.RemoteKey, key).policy != version)
         empty = bytes(ctypes.sizeof(_abi.Rule))
-        gone = [number for number, _ in self._maps["rules"].dump() if number not in policy.rules]
         self._maps["rules"].set_many((_u32(number), empty) for number in gone)
 
-    def rule_counts(self) -> dict[int, tuple[int, int]]:
+    def _rule_rows(self, numbers: Collection[int]) -> dict[int, _abi.Rule]:
+        """The rows of some rules; of many by reading all, which is one call."""
+        rules = self._maps["rules"]
+        if len(numbers) > _ONE_BY_ONE:
+            return {number: _parse(_abi.Rule, raw) for number, raw in rules.dump() if number in numbers}
+        return {number: _parse(_abi.Rule, rules.get(_u32(number)) or b"") for number in numbers}
+
+    def rule_counts(self, numbers: Collection[int]) -> dict[int, tuple[int, int]]:
         """Number of a rule -> (packets, bytes) that it decided about."""
-        rows = ((number, _parse(_abi.Rule, raw)) for number, raw in self._maps["rules"].dump())
-        return {number: (row.packets, row.bytes) for number, row in rows}
+        return {number: (row.packets, row.bytes) for number, row in self._rule_rows(numbers).items()}
 
     def _next_policy_number(self) -> None:
         row = _parse(_abi.Config, self._maps["config"].get(_u32(0)) or b"")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -55,7 +55,7 @@ class Host:
         self.instance = instance
         self.pins = mounts.seen_from_here(instance.bpffs)
         self.note = instance.runtime / "guard"
-        self.policy: CompiledPolicy | None = None
+        self.policy: Callable[[], CompiledPolicy] | None = None
         self._on_step = on_step
         self._fastpath: Fastpath | None = None
         if mounts.is_mounted(instance.bpffs):
@@ -175,15 +175,17 @@ class Host:
         link = links.links().get(name.removeprefix("uplink-"))
         self.fastpath.detach(link.index if link else None, name)
 
-    def set_forward(self, forward: Forward) -> None:
-        self.fastpath.set_forward(forward)
+    def set_forwards(self, forwards: Sequence[Forward]) -> None:
+        for forward in forwards:
+            self.fastpath.set_forward(forward)
 
-    def clear_forward(self, forward: Forward) -> None:
-        self.fastpath.clear_forward(forward.protocol, forward.outside_port)
+    def clear_forwards(self, forwards: Sequence[Forward]) -> None:
+        for forward in forwards:
+            self.fastpath.clear_forward(forward.protocol, forward.outside_port)
 
     def replace_policy(self) -> None:
         assert self.policy is not None
-        self.fastpath.replace_policy(self.policy)
+        self.fastpath.replace_policy(self.policy())
 
     def route(self, net: IPv4Network) -> None:
         device = links.links()[DOM0_DEVICE]
@@ -253,7 +255,7 @@ class Host:
         if fp.attached(link.index, "vif") is None or fp.vifs().get(link.index) != vif.slot:
             self._step(f"{vif.interface}: down while it is not filtered")
             links.set_link(link.index, state="down")
-        self._harden(vif, link, mtu)
+        self._harden(vif, link)
         self._enter(vif, link)
         if fp.attached(link.index, "vif") is None or vif.interface not in fp.links():
             self._step(f"{vif.interface}: attach")
@@ -283,8 +285,19 @@ class Host:
         if link is None:
             self._step(f"{vif.interface}: make it")
             self._make(vif, mtu)
+            self._own(vif, links.links()[vif.interface], mtu)
             link = links.links()[vif.interface]
         return link
+
+    @staticmethod
+    def _own(vif: Vif, link: links.Link, mtu: int) -> None:
+        """Says whose it is, at once: what nobody owns nobody would take away again. And its MTU, once: the guest's own
+        end would not follow another, and what it sends would be too long for ours."""
+        try:
+            links.set_link(link.index, mtu=mtu, ifalias=str(mark.Mark(vif.id, vif.home)))
+        except KernelError:
+            links.delete_link(vif.interface)
+            raise
 
     @staticmethod
     def _make(vif: Vif, mtu: int) -> None:
@@ -297,13 +310,10 @@ class Host:
         else:
             links.make_veth(vif.interface, "eth0", vif.netns, GATEWAY_MAC, vif.mac, mtu)
 
-    def _harden(self, vif: Vif, link: links.Link, mtu: int) -> None:
+    def _harden(self, vif: Vif, link: links.Link) -> None:
         self._step(f"{vif.interface}: nothing for the host's stack")
         if _owner(link) != vif.id:
-            # Once: the guest's own end would not follow another MTU, and what it sends would be too long for ours.
-            if vif.kind != "device" and link.mtu != mtu:
-                links.set_link(link.index, mtu=mtu)
-            ours = mark.Mark(vif.id, vif.home, self._memory(vif, link))
+            ours = mark.Mark(vif.id, vif.home, self._memory(link))
             links.set_link(link.index, ifalias=str(ours))
         self._harden_link(vif.interface, link.index)
         if vif.kind == "tap":
@@ -316,11 +326,9 @@ class Host:
             links.set_conf(name, conf, value, family)
 
     @staticmethod
-    def _memory(vif: Vif, link: links.Link) -> str:
+    def _memory(link: links.Link) -> str:
         """What a given device was like, kept in its own alias so that it goes where the device goes."""
-        if vif.kind != "device":
-            return ""
-        conf = {f"{f}.{n}": links.get_conf(vif.interface, n, f) for f, n in HARDENING}
+        conf = {f"{f}.{n}": links.get_conf(link.name, n, f) for f, n in HARDENING}
         return json.dumps({"up": link.up, "noarp": link.noarp, "conf": conf, "alias": link.alias})
 
     def _enter(self, vif: Vif, link: links.Link) -> None:
@@ -375,6 +383,8 @@ class Host:
         ours = mark.read(link.alias)
         if ours is None or not ours.memory:
             links.delete_link(name)
+            if self.is_loaded:
+                self.fastpath.clear_vif(link.index)
             return
         self._step(f"{name}: down")
         links.set_link(link.index, state="down")
