@@ -436,7 +436,7 @@ _SAID = {
     "_NEWLINE": "the end of the line",
     "$END": "the end of the line",
 }
-_WORD_AT = re.compile(r"[ \t]*([^ \t,]*)")
+_WORD_AT = re.compile(r"[ \t]*([^ \t,]+|,?)")
 # What looks like the end of a line to an editor, or to str.splitlines, and is none here.
 _FALSE_BREAK = re.compile("[\v\f\x1c-\x1e\x85\u2028\u2029]|\r(?!\n)")
 
