@@ -69,13 +69,13 @@ def _ether_rules(draw: st.DrawFn) -> Rule:
 
 
 @st.composite
-def rule_sets(draw: st.DrawFn, most: int = 8) -> RuleSet:
+def rule_sets(draw: st.DrawFn, least: int = 0, most: int = 8) -> RuleSet:
     """Rules, with what their names stand for, circles included."""
     members = st.lists(st.sampled_from(("dom0", *SLOTS, "stranger", *GROUPS[:2])), max_size=3).map(tuple)
     blocks = st.lists(st.sampled_from((*BLOCKS, *SETS[:2])), max_size=3).map(tuple)
     groups = {name: draw(members) for name in GROUPS[:2]} | {GROUPS[2]: ()}
     sets = {name: draw(blocks) for name in SETS[:2]} | {SETS[2]: ()}
-    return RuleSet(tuple(draw(st.lists(rules(), max_size=most))), groups, sets)
+    return RuleSet(tuple(draw(st.lists(rules(), min_size=least, max_size=most))), groups, sets)
 
 
 @st.composite
