@@ -227,11 +227,14 @@ class _Builder:
             at = token if name == "limit" else at
         if options.get("limit") == 0:
             raise _At(at, "a limit of 0/s would let nothing through; write deny")
-        check = check_ether_end if what and what.ether else check_end
-        for word in (*openers, *targets):
-            _checked(word, check, str(word))
         ends = (tuple(map(str, openers)), tuple(map(str, targets)))
-        self.rules.append(_checked(at, Rule, str(action), *ends, what, arrow == "<->", **options))
+        try:
+            self.rules.append(Rule(str(action), *ends, what, arrow == "<->", **options))
+        except ValueError as error:
+            check = check_ether_end if what and what.ether else check_end
+            for word in (*openers, *targets):
+                _checked(word, check, str(word))
+            raise _At(at, str(error)) from None
         self.lines.append(action.line)
 
     def group(self, parts: list[Token]) -> None:
