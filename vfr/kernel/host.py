@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -55,7 +55,7 @@ class Host:
         self.instance = instance
         self.pins = mounts.seen_from_here(instance.bpffs)
         self.note = instance.runtime / "guard"
-        self.policy: CompiledPolicy | None = None
+        self.policy: Callable[[], CompiledPolicy] | None = None
         self._on_step = on_step
         self._fastpath: Fastpath | None = None
         if mounts.is_mounted(instance.bpffs):
@@ -175,15 +175,17 @@ class Host:
         link = links.links().get(name.removeprefix("uplink-"))
         self.fastpath.detach(link.index if link else None, name)
 
-    def set_forward(self, forward: Forward) -> None:
-        self.fastpath.set_forward(forward)
+    def set_forwards(self, forwards: Sequence[Forward]) -> None:
+        for forward in forwards:
+            self.fastpath.set_forward(forward)
 
-    def clear_forward(self, forward: Forward) -> None:
-        self.fastpath.clear_forward(forward.protocol, forward.outside_port)
+    def clear_forwards(self, forwards: Sequence[Forward]) -> None:
+        for forward in forwards:
+            self.fastpath.clear_forward(forward.protocol, forward.outside_port)
 
     def replace_policy(self) -> None:
         assert self.policy is not None
-        self.fastpath.replace_policy(self.policy)
+        self.fastpath.replace_policy(self.policy())
 
     def route(self, net: IPv4Network) -> None:
         device = links.links()[DOM0_DEVICE]

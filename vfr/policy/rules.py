@@ -60,11 +60,18 @@ LOCAL = tuple(
 )
 LINK_LOCAL = IPv4Network("169.254.0.0/16")
 NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,30}[a-z0-9])?")
+_PART = re.compile(r'"[^"\n]*"|#.*|\s+|[^"#\s]+')
 RESERVED = frozenset({*KEYWORDS, "none", "unknown"})
 
 Ports = tuple[tuple[int, int], ...]
 Network = IPv4Network | IPv6Network
 Address = IPv4Address | IPv6Address
+
+
+def rule_text(line: str) -> str:
+    """A rule's line without comment and spare blanks."""
+    parts = (part for part in _PART.findall(line) if not part.startswith("#"))
+    return " ".join("".join(" " if part.isspace() else part for part in parts).split())
 
 
 def looks_like_address(word: str) -> bool:

@@ -1,4 +1,4 @@
-"""`vfr log`: drops as they happen, by name, at a rate that no flood raises.
+"""`vfr events`: drops as they happen, by name, at a rate that no flood raises.
 
 guest vt-a --- vt-dom0 --- eth0 192.0.2.1 --- vt-lan 192.0.2.11
 """
@@ -30,7 +30,7 @@ def host() -> Iterator[Host]:
 
 
 def _events(host: Host) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in host.vfr("log", "--wait", "0.1", "--json").stdout.splitlines()]
+    return [json.loads(line) for line in host.vfr("events", "--wait", "0.1", "--json").stdout.splitlines()]
 
 
 def _flood(host: Host) -> None:
