@@ -35,6 +35,7 @@ EVERYWHERE = IPv4Network("0.0.0.0/0")
 Pair = tuple[int, int]
 Row = tuple[int, int]  # a rule's or a set's number, and flags
 Entry = tuple[int, int, int, int, int]  # bits behind the set's number, ether, protocol, port, rule
+Standing = Mapping[int, tuple[int, int]]  # rule -> what orders rules, the one that decides first
 Remote = tuple[int, int, int, int]  # address, prefix length, node of its words, node of its zone
 
 
@@ -151,18 +152,21 @@ def prefixes(low: int, high: int) -> Iterator[tuple[int, int]]:
         low += size
 
 
-def _best(rules: Mapping[int, Rule], numbers: Iterable[int]) -> int:
+def _best(standing: Standing, numbers: Iterable[int]) -> int:
     """The one that decides, 0 if there is none."""
-    return min(numbers, key=lambda n: (-rules[n].rank, n), default=0)
+    return min(numbers, key=standing.__getitem__, default=0)
 
 
-def _pieces(rules: Mapping[int, Rule], said: Sequence[tuple[int, Ports]], whole: int) -> Iterator[tuple[int, int, int]]:
+def _pieces(standing: Standing, said: Sequence[tuple[int, Ports]], whole: int) -> Iterator[tuple[int, int, int]]:
     """(low, high, rule that decides), where it is not the one for all ports, `whole`."""
+    if len(said) == 1 and len(said[0][1]) == 1 and not whole:
+        yield *said[0][1][0], said[0][0]
+        return
     edges = sorted({0, *(edge for _, ports in said for low, high in ports for edge in (low, high + 1))})
     run: tuple[int, int, int] | None = None
     for low, after in zip(edges, [*edges[1:], 1 << 16], strict=True):
         here = [n for n, ports in said if any(a <= low <= b for a, b in ports)]
-        winner = _best(rules, [*here, *([whole] if whole else [])])
+        winner = _best(standing, [*here, *([whole] if whole else [])])
         if run and run[2] == winner:
             run = (run[0], after - 1, winner)
             continue
@@ -173,26 +177,36 @@ def _pieces(rules: Mapping[int, Rule], said: Sequence[tuple[int, Ports]], whole:
         yield run
 
 
-def _entries(rules: Mapping[int, Rule], numbers: Sequence[int]) -> tuple[Entry, ...]:
+def _entries(rules: Mapping[int, Rule], standing: Standing, numbers: Sequence[int]) -> tuple[Entry, ...]:
     """What rules of one row together say, by protocol and port; no entry where they say nothing."""
-    for_all = _best(rules, [n for n in numbers if rules[n].what is None])
+    by_what: dict[tuple[bool, int], list[tuple[int, Ports]]] = {}
+    everything: list[int] = []
+    for n in numbers:
+        if what := rules[n].what:
+            by_what.setdefault((what.ether, what.number), []).append((n, what.ports))
+        else:
+            everything.append(n)
+    for_all = _best(standing, everything)
     found: list[Entry] = [(8, 0, 0, 0, for_all)] if for_all else []
-    protocols = sorted({(w.ether, w.number) for n in numbers if (w := rules[n].what)})
-    for ether, protocol in protocols:
-        said = [(n, w.ports) for n in numbers if (w := rules[n].what) and (w.ether, w.number) == (ether, protocol)]
-        wider = for_all if not ether else 0
-        whole = _best(rules, [*(n for n, ports in said if not ports), *([wider] if wider else [])])
+    for (ether, protocol), said in sorted(by_what.items()):
+        wider = 0 if ether else for_all
+        whole = _best(standing, [*(n for n, ports in said if not ports), *([wider] if wider else [])])
         if whole != wider:
             found.append((16, ether, protocol, 0, whole))
-        for low, high, winner in _pieces(rules, [(n, ports) for n, ports in said if ports], whole):
+        for low, high, winner in _pieces(standing, [s for s in said if s[1]], whole):
             found += [(16 + bits, ether, protocol, port, winner) for port, bits in prefixes(low, high)]
     return tuple(found)
 
 
 def _flags(rules: Mapping[int, Rule], numbers: Sequence[int]) -> int:
-    opens = any(rules[n].action != "deny" and not (w and w.ether) for n in numbers for w in [rules[n].what])
-    shuts = any(rules[n].action == "deny" and rules[n].what is None for n in numbers)
-    return opens * OPENS | shuts * SHUTS
+    flags = 0
+    for n in numbers:
+        rule = rules[n]
+        if rule.action != "deny":
+            flags |= 0 if rule.what and rule.what.ether else OPENS
+        elif rule.what is None:
+            flags |= SHUTS
+    return flags
 
 
 # Ends
@@ -321,14 +335,17 @@ def _rows(
     """Rows and sets; equal sets are one."""
     pairs: dict[Pair, Row] = {}
     known: dict[tuple[Entry, ...], int] = {}
-    for pair in sorted(by_pair):
-        said = by_pair[pair]
-        entries = _entries(rules, said)
-        flags = _flags(rules, said)
-        if len(entries) == 1 and entries[0][0] == 8:
-            pairs[pair] = (entries[0][4], flags | IS_RULE)
-        else:
-            pairs[pair] = (known.setdefault(entries, len(known) + 1), flags)
+    made: dict[tuple[int, ...], Row] = {}  # by the rules in it: one that names groups is in many rows alike
+    standing = {number: (-rule.rank, number) for number, rule in rules.items()}
+    for pair, numbers in sorted(by_pair.items()):
+        said = tuple(numbers)
+        if said not in made:
+            entries, flags = _entries(rules, standing, said), _flags(rules, said)
+            if len(entries) == 1 and entries[0][0] == 8:
+                made[said] = (entries[0][4], flags | IS_RULE)
+            else:
+                made[said] = (known.setdefault(entries, len(known) + 1), flags)
+        pairs[pair] = made[said]
     return pairs, {number: entries for entries, number in known.items()}
 
 
