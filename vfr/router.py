@@ -30,8 +30,10 @@ from vfr._abi import Limit, Verdict
 from vfr.declare import Preview, exported
 from vfr.errors import ConflictError, KernelError, UsageError, VfrError
 from vfr.forwards import FORWARD_BASE, POOL
+from vfr.policy.amend import Book
 from vfr.policy.rules import rule_text
 from vfr.registry import Contents, Domain, Nat, Registry, Rules, locked, read_only
+from vfr.ruling import RULES_AT_ONCE, changes, definitions, digest, ruled, rules_at
 from vfr.settings import DOM0_LIMITS, Limits, Timers
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from vfr.kernel.links import Link
     from vfr.plan import Actual, Change, Uplink, Vif, Wanted
     from vfr.policy import CompiledPolicy
+    from vfr.policy.amend import Patch
     from vfr.policy.language import DomainLine, NatLine
 
 GATEWAY = IPv4Address("169.254.1.0")
@@ -656,8 +659,6 @@ class Router:
 
     def _declared(self, name: str, text: str, before: Contents, registry: Registry | None) -> Contents:
         """What the registry is to say when a file is in force."""
-        from vfr.ruling import ruled
-
         rules, document = ruled(name, text, before.rules, self._numbers())
         after = replace(before, rules=rules)
         if document.domains is not None:
@@ -674,7 +675,7 @@ class Router:
         if after.is_empty:
             raise ConflictError("there is no router yet; run `vfr nat enable` or `vfr domain add` first")
         forwards.check(document, after, _listeners())
-        self._policy_of(after)  # so that what cannot be made is refused before anything is changed
+        self._make_tables(after)  # what cannot be made is refused before anything is changed
         return after
 
     def _numbers(self) -> frozenset[int]:
@@ -770,9 +771,46 @@ class Router:
     def _plan(self, host: Host, contents: Contents) -> list[Change]:
         from vfr.plan import plan
 
-        host.policy = lambda: self._policy_of(contents)
+        host.policy = lambda path, in_force: self._tables(contents, path, in_force)
         actual: Actual = host.read(POOL, contents.nat.uplink if contents.nat else None)
         return plan(_wanted(contents), actual)
+
+    def _make_tables(self, contents: Contents) -> None:
+        from vfr.kernel.host import Host
+
+        host = Host(self._instance)
+        try:
+            in_force = host.fastpath.policy_digest() if host.is_loaded else None
+            if not self._patched(contents, host.book, in_force):
+                self._policy_of(contents)
+        finally:
+            host.close()
+
+    def _tables(self, contents: Contents, path: Path, in_force: str | None) -> CompiledPolicy | Patch:
+        """What is to come into force: the rows that change, if the book of what is says which, else all tables. The book
+        is brought up to date before the kernel is: it counts only for the policy whose digest it has."""
+        found = self._patched(contents, path, in_force)
+        if found:
+            book, patch = found
+            book.amend(patch, patch.digest, _seats(contents))
+            book.save(path)
+            return patch
+        policy = self._policy_of(contents)
+        rules = contents.rules or Rules("", "")
+        made = Book.of(policy, policy.digest, definitions(rules).rules, _seats(contents), _lan(contents.nat))
+        made.save(path)
+        return policy
+
+    def _patched(self, contents: Contents, path: Path, in_force: str | None) -> tuple[Book, Patch] | None:
+        book, rules = Book.load(path, in_force), contents.rules
+        if book is None or rules is None:
+            return None
+        seats, lan = _seats(contents), _lan(contents.nat)
+        added, removed = changes(book, rules)
+        if len(added) + len(removed) > RULES_AT_ONCE or not book.knows(definitions(rules).rules, seats, lan):
+            return None
+        patch = book.patch(rules_at(rules, added), removed, seats)
+        return (book, replace(patch, digest=_policy_digest(contents))) if patch else None
 
     def _policy_of(self, contents: Contents) -> CompiledPolicy:
         """The tables for what the registry says, made once."""
@@ -1022,8 +1060,6 @@ def read_file(file: Path) -> str:
 
 def _read_anew(contents: Contents) -> Contents:
     """With its rules as this version keeps them, if an earlier one wrote them down."""
-    from vfr.ruling import ruled
-
     rules = contents.rules
     if rules is None or rules.numbers or not rules.text:
         return contents
@@ -1032,6 +1068,12 @@ def _read_anew(contents: Contents) -> Contents:
 
 def _slots(contents: Contents) -> dict[str, int]:
     return {d.name: d.slot for d in contents.domains}
+
+
+def _seats(contents: Contents) -> dict[str, int]:
+    """The slots of the names that rules go by."""
+    slots = {**_slots(contents), "dom0": 0}
+    return {name: slots[name] for name in (*(contents.rules.names if contents.rules else ()), "dom0") if name in slots}
 
 
 def _lan(nat: Nat | None) -> IPv4Network | None:
@@ -1043,8 +1085,6 @@ def _lan(nat: Nat | None) -> IPv4Network | None:
 
 
 def _policy_digest(contents: Contents) -> str:
-    from vfr.ruling import digest
-
     return digest(contents.rules, _slots(contents), _lan(contents.nat))
 
 

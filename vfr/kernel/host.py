@@ -22,6 +22,7 @@ from vfr.instance import Instance
 from vfr.kernel import guard, links, mounts, sorter
 from vfr.kernel.fastpath import Config, DomainRow, Fastpath, Forward, Hook
 from vfr.plan import DOM0_DEVICE, DOM0_ID, GATEWAY_MAC, SORTER, Actual, Change, Port, Vif
+from vfr.policy.amend import Patch
 
 if TYPE_CHECKING:
     from vfr.policy import CompiledPolicy
@@ -55,7 +56,8 @@ class Host:
         self.instance = instance
         self.pins = mounts.seen_from_here(instance.bpffs)
         self.note = instance.runtime / "guard"
-        self.policy: Callable[[], CompiledPolicy] | None = None
+        self.book = instance.runtime / "policy.book"
+        self.policy: Callable[[Path, str | None], CompiledPolicy | Patch] | None = None
         self._on_step = on_step
         self._fastpath: Fastpath | None = None
         if mounts.is_mounted(instance.bpffs):
@@ -185,7 +187,11 @@ class Host:
 
     def replace_policy(self) -> None:
         assert self.policy is not None
-        self.fastpath.replace_policy(self.policy())
+        found = self.policy(self.book, self.fastpath.policy_digest())
+        if isinstance(found, Patch):
+            self.fastpath.amend_policy(found)
+        else:
+            self.fastpath.replace_policy(found)
 
     def route(self, net: IPv4Network) -> None:
         device = links.links()[DOM0_DEVICE]
@@ -428,7 +434,7 @@ class Host:
         """Our files, the lock last, then every directory that nobody else's VFR is in."""
         instance = self.instance
         journal = instance.registry.with_name(instance.registry.name + "-journal")
-        for path in (self.note, journal, instance.registry, instance.lock):
+        for path in (self.note, self.book, journal, instance.registry, instance.lock):
             path.unlink(missing_ok=True)
         for directory in (instance.state, instance.runtime, *_PARENTS):
             with suppress(FileNotFoundError):
