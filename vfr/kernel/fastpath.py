@@ -105,6 +105,17 @@ def _pair(raw: bytes) -> _abi.Pair:
     return _parse(_abi.Pair, raw)
 
 
+def _numbers(rows: Mapping[bytes, bytes], of_rules: bool) -> set[int]:
+    """The numbers of the rules, or of the sets, that rows of pairs lead to."""
+    pairs = struct.iter_unpack("<HH", b"".join(rows))
+    values = struct.iter_unpack("<II", b"".join(rows.values()))
+    return {
+        number
+        for (_, target), (number, flags) in zip(pairs, values, strict=True)
+        if target != _HEADER and bool(flags & Limit.PAIR_IS_RULE) == of_rules
+    }
+
+
 def _ports_key(number: int, entry: Entry) -> bytes:
     bits, ether, protocol, port, _ = entry
     return bytes(_abi.PortsKey(32 + bits, number, ether, protocol, port))
@@ -535,27 +546,16 @@ class Fastpath:
         finally:
             inner.close()
         self._write_rules(patch.rules, frozenset())
-        numbers = itertools.count(max(self._set_numbers(rows), default=0) + 1)
+        numbers = itertools.count(max(_numbers(rows, False), default=0) + 1)
         old = self._patch_rows(rows, patch, numbers)
         self._swap(rows)
         self._next_policy_number()
-        held = self._set_numbers(rows)
+        held = _numbers(rows, False)
         self._maps["port_sets"].delete_many(
             _ports_key(number, entry) for number, entries in old.items() if number not in held for entry in entries
         )
         self._clear_rules(patch.gone)
         self._set_digest(patch.digest)
-
-    @staticmethod
-    def _set_numbers(rows: Mapping[bytes, bytes]) -> set[int]:
-        """The numbers of the sets that rows of pairs lead to."""
-        pairs = struct.iter_unpack("<HH", b"".join(rows))
-        values = struct.iter_unpack("<II", b"".join(rows.values()))
-        return {
-            number
-            for (_, target), (number, flags) in zip(pairs, values, strict=True)
-            if target != _HEADER and not flags & Limit.PAIR_IS_RULE
-        }
 
     def _patch_rows(
         self, rows: dict[bytes, bytes], patch: Patch, numbers: Iterator[int]
@@ -585,11 +585,10 @@ class Fastpath:
         if inner is None:
             return frozenset()
         try:
-            rows = [_parse(_abi.Pair, raw) for _, raw in inner.rows()]
+            rows = dict(inner.rows())
         finally:
             inner.close()
-        whole = {row.number for row in rows if row.flags & Limit.PAIR_IS_RULE}
-        return frozenset(whole | {_from_u32(rule) for _, rule in self._maps["port_sets"].rows()})
+        return frozenset(_numbers(rows, True) | {_from_u32(rule) for _, rule in self._maps["port_sets"].rows()})
 
     def _sets(self) -> dict[int, tuple[Entry, ...]]:
         """Number -> what the set has, as it is in the kernel."""
