@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from vfr import instance as instances
 from vfr import mark
 from vfr._abi import Limit, Verdict
+from vfr.doctor import OLDEST_KERNEL, Facts, Finding, ForwardTo, Netfilter, Ours, VifState, findings
 from vfr.errors import ConflictError, KernelError, UsageError, VfrError
 from vfr.registry import Contents, Domain, Nat, Registry, Rules, locked, read_only
 from vfr.settings import DOM0_LIMITS, Limits, Timers
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from vfr.kernel.host import Host
     from vfr.kernel.links import Link
     from vfr.plan import Actual, Change, Uplink, Vif, Wanted
-    from vfr.policy import CompiledPolicy
+    from vfr.policy import CompiledPolicy, RuleSet
 
 POOL = IPv4Network("169.254.1.0/24")
 GATEWAY = IPv4Address("169.254.1.0")
@@ -44,13 +45,13 @@ FORWARDS = (2, 19)
 FORWARD_BASE = 2200
 SSH = 22
 MTU = 1500
-OLDEST_KERNEL = (6, 1)
 SHIPPED_RULES = Path(__file__).resolve().parent.parent / "rules"
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,30}[a-z0-9])?")
 _RESERVED = ("any", "lan", "dom0", "internet")
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 _NEVER = tuple(IPv4Network(n) for n in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "240.0.0.0/4"))
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
+_TCP = 6
 _LINK_LOCAL = IPv4Network("169.254.0.0/16")
 
 
@@ -368,6 +369,60 @@ class Router:
         finally:
             host.close()
 
+    def doctor(self) -> tuple[Finding, ...]:
+        """What on this host is in VFR's way, or is thought to be and is not: `vfr doctor`. Works without a router, and
+        without root as far as others may look. RegistryError if the registry cannot be read."""
+        from vfr.kernel import netfilter, survey
+
+        contents, root = self._contents(), os.geteuid() == 0
+        ours = self._own_facts(contents)
+        reserved = (ours.forwards[0].port, ours.forwards[-1].port) if ours.forwards else (0, 0)
+        machine = survey.machine(ours.uplink, POOL[1], [ours.ports, reserved])
+        if not ours.exists:
+            ours = replace(ours, uplink=machine.default)
+        return findings(Facts(root, machine, netfilter.read() if root else Netfilter(), ours))
+
+    def _own_facts(self, contents: Contents) -> Ours:
+        from vfr.kernel import survey
+
+        nat = contents.nat
+        low, high = nat.forwards if nat else FORWARDS if contents.is_empty else (1, 0)
+        states = [(d, *self._state(d)) for d in contents.domains]
+        ours = Ours(
+            exists=not contents.is_empty,
+            nat=nat is not None,
+            uplink=nat.uplink if nat else None,
+            address=nat.address if nat else None,
+            lan_lost=_lan_lost(nat) if nat else "",
+            pool=POOL,
+            ports=nat.ports if nat else NAT_PORTS,
+            forwards=_forwards_to(contents, range(low, high + 1)),
+            vifs=tuple(VifState(d.name, d.interface, state, reason) for d, state, reason in states),
+            to_dom0=_may_reach_dom0(contents),
+            lock=survey.lock_holder(self._instance.lock),
+        )
+        return self._kernel_facts(contents, ours) if os.geteuid() == 0 else ours
+
+    def _kernel_facts(self, contents: Contents, ours: Ours) -> Ours:
+        """The same, with what only root may see."""
+        from vfr.kernel.host import Host
+
+        host = Host(self._instance)
+        try:
+            if contents.is_empty:
+                return replace(ours, leftover=tuple(host.leftover()))
+            changes = self._plan(host, contents)
+            uplink = ours.uplink if ours.uplink and not ours.lan_lost else None
+            return replace(
+                ours,
+                todo=tuple(changes),
+                guard=host.guard_state(),
+                hooks=tuple(host.hooks([d.interface for d in contents.domains], uplink)),
+                unhardened=tuple(host.unhardened()),
+            )
+        finally:
+            host.close()
+
     # Changing
 
     def add_domain(
@@ -651,6 +706,44 @@ def _forward_port(d: Domain, nat: Nat | None) -> int | None:
     return FORWARD_BASE + x if nat.forwards[0] <= x <= nat.forwards[1] else None
 
 
+def _rules_of(contents: Contents) -> RuleSet:
+    from vfr.policy import RuleSet, parse
+
+    return parse(contents.rules.text, contents.rules.file) if contents.rules else RuleSet()
+
+
+def _forwards_to(contents: Contents, xs: range) -> tuple[ForwardTo, ...]:
+    """Where each forward leads, and whether a rule lets the LAN go there."""
+    names, rules = {d.address: d.name for d in contents.domains}, _rules_of(contents)
+    return tuple(
+        ForwardTo(
+            FORWARD_BASE + x,
+            name := names.get(POOL[x]),
+            name is not None and rules.decide("lan", name, _TCP, SSH) == "allow",
+        )
+        for x in xs
+    )
+
+
+def _may_reach_dom0(contents: Contents) -> bool:
+    """Whether a rule allows some domain something of domain 0."""
+    rules = _rules_of(contents).rules
+    return any(r.action == "allow" and r.target in ("any", "dom0") and r.opener not in ("lan", "dom0") for r in rules)
+
+
+def _lan_lost(nat: Nat) -> str:
+    """What is wrong with the uplink, "" if it is as it was when NAT was enabled."""
+    from vfr.kernel import links
+
+    link = links.links().get(nat.uplink)
+    if link is None:
+        return f"the uplink {nat.uplink} is gone"
+    own = [str(a.ip) for index, a in links.addresses() if index == link.index]
+    if str(nat.address) not in own:
+        return f"the uplink {nat.uplink} has lost the address {nat.address}; it has {', '.join(own) or 'none'}"
+    return "" if link.up else f"the uplink {nat.uplink} is down"
+
+
 def _check_place(kind: str, where: str, interface: str, before: Contents, present: dict[str, Link]) -> None:
     """Where the domain is to hang must be there (netns, device) or not be there yet (tap, our VIF)."""
     if kind == "netns":
@@ -817,10 +910,9 @@ def _read_rules(file: Path) -> Rules:
 
 
 def _compiled(contents: Contents) -> CompiledPolicy:
-    from vfr.policy import RuleSet, compile_rules, parse
+    from vfr.policy import compile_rules
 
-    rules = parse(contents.rules.text, contents.rules.file) if contents.rules else RuleSet()
-    return compile_rules(rules, {d.name: d.slot for d in contents.domains})
+    return compile_rules(_rules_of(contents), {d.name: d.slot for d in contents.domains})
 
 
 def _wanted(contents: Contents, policy: CompiledPolicy) -> Wanted:
