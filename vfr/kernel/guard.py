@@ -102,10 +102,15 @@ def _nft(script: str, operation: str) -> str:
 
 
 def _listing() -> str | None:
-    """Our tables as they are now, None unless both are there."""
-    script = "".join(f"list table {table}\n" for table in _TABLES)
-    done = subprocess.run(["nft", "-f", "-"], input=script, text=True, capture_output=True, check=False)
-    return done.stdout if done.returncode == 0 else None
+    """Our tables as they are now, None unless both are there. Each is asked for by itself: nft 1.0.6 does not find the
+    first of two that have one name."""
+    text = ""
+    for table in _TABLES:
+        done = subprocess.run(["nft", "list", "table", *table.split()], text=True, capture_output=True, check=False)
+        if done.returncode:
+            return None
+        text += done.stdout
+    return text
 
 
 def _hash(text: str) -> str:
