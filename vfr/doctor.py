@@ -25,6 +25,7 @@ OLDEST_KERNEL = (6, 1)
 FORWARD_BASE = 2200
 LOCK_PATIENCE_S = 120
 _POOL = IPv4Network("169.254.1.0/24")
+SORTER = "vfr-sorter"
 REPAIR = "run `vfr nat enable`"
 SUDO = "run `sudo vfr doctor`"
 
@@ -229,7 +230,8 @@ def _kernel(facts: Facts) -> Iterator[Finding]:
     else:
         yield Finding("kernel", "ok", f"the kernel {release} is new enough")
     if facts.machine.bpf:
-        yield Finding("bpf", "problem", facts.machine.bpf, "no fastpath can be loaded; what is in force stays")
+        text, _, do = facts.machine.bpf.partition("; ")
+        yield Finding("bpf", "problem", text, "no fastpath can be loaded; what is in force stays", do)
     elif facts.root:
         yield Finding("bpf", "ok", "BPF programs can be loaded")
 
@@ -240,7 +242,8 @@ def _not_looked_at(facts: Facts) -> Iterator[Finding]:
         yield Finding("root", "note", "this is not root, who alone may see the firewall and the fastpath", effect, SUDO)
     elif facts.netfilter.error:
         effect = "nothing is said here of other firewalls, or not of all"
-        yield Finding("nft", "problem", f"the firewall cannot be read: {facts.netfilter.error}", effect)
+        do = "see why, and ask again"
+        yield Finding("nft", "problem", f"the firewall cannot be read: {facts.netfilter.error}", effect, do)
 
 
 # VFR's own state
@@ -279,20 +282,27 @@ def _uplink(facts: Facts) -> Iterator[Finding]:
         do = "give it back, or run `vfr nat enable --uplink IF` for what it is now"
         yield Finding("uplink", "problem", ours.lan_lost, effect, do)
     elif ours.uplink and machine.default != ours.uplink:
-        other = f"by {machine.default}" if machine.default else "nowhere"
-        text = f"the uplink is {ours.uplink}, but the host's default route leads {other}"
+        other = f"leads by {machine.default}" if machine.default else "is missing"
+        text = f"the uplink is {ours.uplink}, but the host's default route {other}"
         effect = (
-            f"guests go out by {ours.uplink} whatever the host does, by its routes or, where it has none, asking for the"
-            " remote address on its link; they do not take a VPN that the host takes"
+            f"guests go out by {ours.uplink} all the same, as its routes say; where it has none, the remote address itself"
+            " is asked for on its link. They do not take a VPN that the host takes"
         )
         do = f"`ip route add default via GATEWAY dev {ours.uplink} metric 9999`, or `vfr nat enable --uplink IF`"
-        yield Finding("default-route", "warning", text, effect, do)
+        yield Finding("default-route", "warning" if machine.default else "note", text, effect, do)
 
 
+_PINS = ("mount", "load")
+_NO_FASTPATH = (
+    "fastpath",
+    "the fastpath's pins, in a bpffs of VFR's own, are missing or not whole",
+    "where a program was attached by its pin, it is detached by now: such interfaces are closed, since the guard, or"
+    " their settings, drop what they bring. Others go on, and nothing can be changed",
+)
 # Verb of the plan: id, what is so, effect. What has a finding of its own is not here.
 _NOT_AS_WANTED = {
-    "mount": ("fastpath", "the bpffs with the fastpath's pins is not mounted", "programs"),
-    "load": ("fastpath", "the fastpath's pins are missing or not whole", "programs"),
+    "mount": _NO_FASTPATH,
+    "load": _NO_FASTPATH,
     "make_sorter": (
         "sorter",
         "the sorter, which fragments pass, is not whole",
@@ -300,8 +310,8 @@ _NOT_AS_WANTED = {
     ),
     "attach_uplink": (
         "uplink-program",
-        "our program does not run first on the uplink",
-        "answers from the LAN and connections to forwards may not arrive; the host may get them instead",
+        "the pin of our program on the uplink is missing",
+        "none yet; when the program goes, answers from the LAN and connections to forwards do not arrive",
     ),
     "replace_policy": ("rules", "the rules in force are not those that were applied", "others decide who may what"),
     "set_localnet": (
@@ -311,55 +321,72 @@ _NOT_AS_WANTED = {
     ),
     "route": ("route", "a route to guests is missing on the host", "the host does not reach its guests"),
 }
-_NO_PROGRAMS = (
-    "what is attached by its pin alone is detached, and such interfaces are closed: their frames are dropped by the guard"
-    " or by their settings"
-)
+
+
+def _own_todo(ours: Ours) -> dict[str, list[str]]:
+    """What the next command would put right, by verb, without what follows from what has a finding of its own."""
+    follows = {"write_guard", "bring_up"}
+    if ours.lan_lost:
+        follows |= {"unpin", "clear_forward", "configure", "set_localnet"}
+    if any(vif.state == "missing" for vif in ours.vifs):
+        follows |= {"clear_vif", "unpin"}
+    if SORTER in ours.unhardened or _is_displaced(SORTER, ours):
+        follows.add("make_sorter")
+    if ours.uplink and _is_displaced(ours.uplink, ours):
+        follows.add("attach_uplink")
+    left = [todo for todo in ours.todo if todo.verb not in follows]
+    pins = [todo for todo in left if todo.verb in _PINS]
+    found: dict[str, list[str]] = {}
+    for todo in pins or left:
+        found.setdefault(todo.verb, []).append(todo.text)
+    return found
 
 
 def _not_as_wanted(facts: Facts) -> Iterator[Finding]:
-    """What the next command would put right, once for each kind."""
-    verbs = {todo.verb: todo.text for todo in facts.ours.todo}
-    missing = verbs.keys() & {"mount", "load"}
-    told = set()
-    for verb in verbs:
-        ident, text, effect = _NOT_AS_WANTED.get(verb, ("state", "", ""))
-        if (missing and verb not in missing) or ident in told or verb in ("write_guard", "bring_up"):
-            continue
-        told.add(ident)
-        if ident == "state":
-            others = [t.text for t in facts.ours.todo if t.verb not in _NOT_AS_WANTED]
-            text, effect = f"the kernel is not as the registry says: {_list(others)}", "as that says"
-        yield Finding(ident, "problem", text, _NO_PROGRAMS if effect == "programs" else effect, REPAIR)
+    """Once for each kind."""
+    todo = _own_todo(facts.ours)
+    known = dict.fromkeys(_NOT_AS_WANTED[verb] for verb in todo if verb in _NOT_AS_WANTED)
+    for ident, text, effect in known:
+        yield Finding(ident, "problem", text, effect, REPAIR)
+    others = [text for verb, texts in todo.items() if verb not in _NOT_AS_WANTED for text in texts]
+    if others:
+        text = f"the kernel is not as the registry says; the next command would {_list(others)}"
+        yield Finding("state", "problem", text, "what was asked for last is not in force", REPAIR)
 
 
 def _vifs(facts: Facts) -> Iterator[Finding]:
-    todo = {t.text.split()[1] for t in facts.ours.todo if t.verb == "bring_up"}
-    hooked = {hook.interface: hook for hook in facts.ours.hooks}
-    for vif in facts.ours.vifs:
+    dom0 = [VifState("dom0", "vif0", "up", "")] if facts.ours.exists else []
+    for vif in (*dom0, *facts.ours.vifs):
         if vif.state != "up":
             effect = f"{vif.domain} is cut off: nothing leaves it or reaches it"
             do = f"make it again, then {REPAIR}; or `vfr domain remove {vif.domain}`"
-            text = f"the domain {vif.domain} is {vif.state}: {vif.reason}"
+            text = f"the domain {vif.domain} is {vif.state}: {vif.reason.split(';')[0]}"
             yield Finding("vif", "problem", text, effect, do if vif.state == "missing" else REPAIR)
-        elif (
-            vif.interface in todo
-            and _is_first(hooked.get(vif.interface))
-            and vif.interface not in facts.ours.unhardened
-        ):
-            text = f"the domain {vif.domain} is not as it is to be: something of its {vif.interface} was changed"
-            yield Finding("vif", "problem", text, f"{vif.domain} may be cut off", REPAIR)
+        elif _is_changed(vif, facts.ours):
+            text = f"the domain {vif.domain} is not as it is to be: its pin, or a row about it, was changed"
+            yield Finding("vif", "problem", text, f"{vif.domain} may be cut off, now or later", REPAIR)
+
+
+def _is_changed(vif: VifState, ours: Ours) -> bool:
+    """Whether it must be brought up for a reason that nothing else tells of."""
+    told = vif.interface in ours.unhardened or any(todo.verb in _PINS for todo in ours.todo)
+    told = told or _is_displaced(vif.interface, ours)
+    return not told and any(t.verb == "bring_up" and vif.interface in t.text.split() for t in ours.todo)
+
+
+def _is_displaced(interface: str, ours: Ours) -> bool:
+    """Whether our program does not run there, or not first; a finding about its hook says so."""
+    return any(hook.interface == interface and hook.ingress[:1] != (OURS,) for hook in ours.hooks)
+
+
+def _settings(facts: Facts) -> Iterator[Finding]:
     if facts.ours.unhardened:
         text = f"settings of {_list(facts.ours.unhardened)} were changed (forwarding, rp_filter, IPv6 or ARP)"
         effect = (
             "none while our program and the guard are there; without both, the host's stack might take what guests send."
-            " Programs that write net.ipv4.ip_forward or net.ipv6.conf.all.disable_ipv6 change every interface's"
+            " Whoever writes net.ipv4.ip_forward or net.ipv6.conf.all.disable_ipv6 changes those of all interfaces"
         )
         yield Finding("settings", "warning", text, effect, REPAIR)
-
-
-def _is_first(hook: Hook | None) -> bool:
-    return hook is None or hook.ingress[:1] == (OURS,)
 
 
 def _guard(facts: Facts) -> Iterator[Finding]:
@@ -409,7 +436,8 @@ def _on_hook(hook: Hook, is_uplink: bool) -> Iterator[Finding]:
         yield Finding("hook-after", "ok", f"{_list(hook.ingress[1:])} runs behind us on {place}", effect)
     if hook.egress:
         effect = "it sees what guests send to the LAN, already under the host's address, and may drop or change it"
-        effect = effect if is_uplink else "it sees what is delivered to the guest, and may drop or change it"
+        if not is_uplink:
+            effect = "on a TAP or a given device it sees what is delivered to the guest, and may drop or change it"
         do = (
             "see that it lets the host's address and VFR's ports pass"
             if is_uplink
@@ -478,13 +506,28 @@ def _forward(facts: Facts) -> Iterator[Finding]:
         yield Finding("forward-closed", "ok", text, effect)
 
 
-def _early_and_late(facts: Facts) -> Iterator[Finding]:
-    for chain in (*_closed(facts, "prerouting"), *_closed(facts, "postrouting")):
-        way = "guests' packets to domain 0" if chain.hook == "prerouting" else "the host's packets to guests"
-        text = f"{_named(chain.makers)} drops what it has not accepted at {chain.hook} ({chain})"
-        side = "iifname" if chain.hook == "prerouting" else "oifname"
-        effect = f"it decides about {way}, by vfr0; all others of guests' never meet it"
-        yield Finding(f"{chain.hook}-closed", "warning", text, effect, f"let it accept `{side} vfr0`")
+def _before_vfr(facts: Facts) -> bool:
+    """Whether what comes from the LAN meets netfilter before the fastpath."""
+    return bool(facts.machine.bridge_netfilter) and facts.ours.uplink in facts.machine.bridges
+
+
+def _prerouting(facts: Facts) -> Iterator[Finding]:
+    for chain in _closed(facts, "prerouting"):
+        text = f"{_named(chain.makers)} drops what it has not accepted at prerouting ({chain})"
+        effect = "it decides about guests' packets to domain 0, by vfr0; all others of guests' never meet it"
+        if _before_vfr(facts):
+            effect = (
+                "answers from the LAN to guests and connections to forwards are dropped here (see bridge-netfilter)"
+            )
+        severity: Severity = "problem" if _before_vfr(facts) else "warning"
+        yield Finding("prerouting-closed", severity, text, effect, "let it accept `iifname vfr0`")
+
+
+def _postrouting(facts: Facts) -> Iterator[Finding]:
+    for chain in _closed(facts, "postrouting"):
+        text = f"{_named(chain.makers)} drops what it has not accepted at postrouting ({chain})"
+        effect = "it decides about the host's packets to guests, by vfr0; guests' own never meet it"
+        yield Finding("postrouting-closed", "warning", text, effect, "let it accept `oifname vfr0`")
 
 
 def _drops(facts: Facts) -> Iterator[Finding]:
@@ -533,17 +576,15 @@ def _makers(facts: Facts) -> Iterator[Finding]:
 
 
 def _bridges(facts: Facts) -> Iterator[Finding]:
-    machine, uplink = facts.machine, facts.ours.uplink
+    machine = facts.machine
     if machine.bridge_netfilter is None:
         return
     if not machine.bridge_netfilter:
         yield Finding(
             "bridge-netfilter", "ok", "bridged packets are not shown to iptables (bridge-nf-call-iptables is 0)"
         )
-    elif uplink in machine.bridges:
-        text = (
-            f"bridged packets are shown to iptables (bridge-nf-call-iptables is 1), and the uplink {uplink} is a bridge"
-        )
+    elif _before_vfr(facts):
+        text = f"bridged packets are shown to iptables (bridge-nf-call-iptables is 1), and the uplink {facts.ours.uplink} is a bridge"
         effect = "what comes from the LAN meets the prerouting hook before VFR: rules there may drop or redirect it"
         do = "`sysctl net.bridge.bridge-nf-call-iptables=0` if nothing needs it"
         yield Finding("bridge-netfilter", "warning", text, effect, do)
@@ -605,14 +646,19 @@ def _published(facts: Facts) -> Iterator[Finding]:
             )
             do = "publish another port, or `vfr nat enable --forwards LOW-HIGH` without this one"
             yield Finding("published-on-forward", "problem", f"{what} ({t.where}), which is a forward", effect, do)
-        elif _overlap(t.low, t.high, facts.ours.ports):
+        elif _overlap(t.low, t.high, facts.ours.ports) and not _has_socket(t, facts.machine):
             ports = _range(facts.ours.ports)
             effect = (
-                "unless a socket of the host's has that port as well, VFR drops what comes to it (DROP_UNSOLICITED)"
+                "VFR drops what comes to it from the LAN (DROP_UNSOLICITED), since no socket of the host's has the port"
             )
             do = f"publish a port outside {ports}, or give guests another range with `vfr nat enable --ports`"
             text = f"{what} ({t.where}), inside the guests' range {ports}"
             yield Finding("published-in-range", "problem", text, effect, do)
+
+
+def _has_socket(t: Translation, machine: Machine) -> bool:
+    """Whether a proxy of the publisher's has the port too: that VFR sees, and leaves it alone."""
+    return t.low == t.high and any((one.protocol, one.port) == (t.protocol, t.low) for one in machine.listeners)
 
 
 def _masquerades(facts: Facts) -> Iterator[Finding]:
@@ -702,6 +748,7 @@ CHECKS: tuple[Check, ...] = (
     _uplink,
     _not_as_wanted,
     _vifs,
+    _settings,
     _hooks,
     _guard,
     _makers,
@@ -709,7 +756,8 @@ CHECKS: tuple[Check, ...] = (
     _input,
     _output,
     _forward,
-    _early_and_late,
+    _prerouting,
+    _postrouting,
     _drops,
     _bridges,
     _listeners,
