@@ -25,7 +25,7 @@ OLDEST_KERNEL = (6, 1)
 FORWARD_BASE = 2200
 LOCK_PATIENCE_S = 120
 _POOL = IPv4Network("169.254.1.0/24")
-SORTER = "vfr-sorter"
+SORTER, _DOM0_VIF = "vfr-sorter", "vif0"
 REPAIR = "run `vfr nat enable`"
 SUDO = "run `sudo vfr doctor`"
 
@@ -330,6 +330,10 @@ def _own_todo(ours: Ours) -> dict[str, list[str]]:
         follows |= {"unpin", "clear_forward", "configure", "set_localnet"}
     if any(vif.state == "missing" for vif in ours.vifs):
         follows |= {"clear_vif", "unpin"}
+    if any(todo.verb == "bring_up" and _DOM0_VIF in todo.text.split() for todo in ours.todo):
+        follows |= {"clear_vif", "route", "set_localnet"}
+    if any(todo.verb == "make_sorter" for todo in ours.todo):
+        follows.add("configure")
     if SORTER in ours.unhardened or _is_displaced(SORTER, ours):
         follows.add("make_sorter")
     if ours.uplink and _is_displaced(ours.uplink, ours):
@@ -355,7 +359,7 @@ def _not_as_wanted(facts: Facts) -> Iterator[Finding]:
 
 
 def _vifs(facts: Facts) -> Iterator[Finding]:
-    dom0 = [VifState("dom0", "vif0", "up", "")] if facts.ours.exists else []
+    dom0 = [VifState("dom0", _DOM0_VIF, "up", "")] if facts.ours.exists else []
     for vif in (*dom0, *facts.ours.vifs):
         if vif.state != "up":
             effect = f"{vif.domain} is cut off: nothing leaves it or reaches it"
