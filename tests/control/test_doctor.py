@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -258,6 +259,12 @@ def test_who_is_told_of_something_is_told_what_it_does_and_what_to_do() -> None:
         for f in findings(facts):
             assert f.text and (f.severity in ("ok", "note") or (f.effect and f.do)), f
             assert all("\n" not in words for words in (f.text, f.effect, f.do))
+
+
+def test_each_finding_is_in_the_document() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "doctor.md").read_text()
+    told = {f.id for facts, _, _ in CASES.values() for f in findings(facts)} - {"firewall"}
+    assert {ident for ident in told if f"`{ident}`" not in text} == set()
 
 
 def test_only_a_problem_is_one() -> None:

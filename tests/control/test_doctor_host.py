@@ -197,21 +197,38 @@ def test_a_program_before_ours(host: Host, interface: str, foreign: str) -> None
 
 _DROP = """
 __attribute__((section("tc"), used)) int nothing_leaves(void *skb) { return 2; }
+__attribute__((section("xdp"), used)) int nothing_enters(void *frame) { return 1; }
 char _license[] __attribute__((section("license"), used)) = "GPL";
 """
+ELSEWHERE = {
+    "hook-egress": (
+        "tc qdisc add dev eth0 clsact; tc filter add dev eth0 egress bpf da obj {} sec tc",
+        "tc qdisc del dev eth0 clsact",
+    ),
+    "xdp": ("ip link set eth0 xdpgeneric obj {} sec xdp", "ip link set eth0 xdpgeneric off"),
+}
 
 
-def test_a_program_at_the_way_out(host: Host, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ELSEWHERE)
+def test_a_program_that_sees_guests_packets_elsewhere(host: Host, tmp_path: Path, what: str) -> None:
+    script, undo = ELSEWHERE[what]
     made = tmp_path / "drop.o"
     clang = ["clang-14", "-target", "bpf", "-O2", "-x", "c", "-", "-c", "-o", str(made)]
     subprocess.run(clang, input=_DROP, text=True, check=True)
-    host.sh("dom0", f"tc qdisc add dev eth0 clsact; tc filter add dev eth0 egress bpf da obj {made} sec tc")
+    host.sh("dom0", script.format(made))
     try:
-        found = _doctor(host)
-        assert found.keys() == {"hook-egress"} and "nothing_leaves" in found["hook-egress"]["text"]
-        assert not host.pings("a", LAN), "guests' packets do meet it"
+        assert _severities(host) == {what: "note"}
+        assert not host.pings("a", LAN), "as it says"
     finally:
-        host.sh("dom0", "tc qdisc del dev eth0 clsact")
+        host.sh("dom0", undo)
+
+
+def test_what_a_lost_registry_leaves(host: Host) -> None:
+    (PINS.parent / "registry.db").unlink()
+    found = _doctor(host)
+    assert found.keys() == {"leftover"} and "vif-a" in found["leftover"]["text"]
+    host.vfr("nat", "disable")
+    assert _severities(host) == {} and "vif-a" not in host.sh("dom0", "ip -o link")
 
 
 def test_ports_that_programs_have(host: Host) -> None:

@@ -3,6 +3,7 @@ that is started there ends with it. For programs that would change the machine."
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from types import TracebackType
 
@@ -40,7 +41,7 @@ class Private:
         """What it prints, errors included."""
         shell = self._shell
         assert shell.stdin is not None and shell.stdout is not None
-        shell.stdin.write(f"( {script}\n) </dev/null 2>&1; echo '{_END}' $?\n")
+        shell.stdin.write(f"sh -c {shlex.quote(script)} </dev/null 2>&1; echo '{_END}' $?\n")
         shell.stdin.flush()
         lines: list[str] = []
         for line in shell.stdout:
