@@ -29,6 +29,7 @@ _MAKERS = {
     "Kubernetes": r"KUBE-|kube-proxy",
     "fail2ban": r"f2b-",
 }
+_PACKAGES = {"nft": "nftables", "iptables-legacy-save": "iptables"}
 _ENDS, _TRANSLATES, _MASQUERADES = ("drop", "reject"), ("dnat", "redirect"), ("masquerade", "snat")
 Expression = dict[str, Any]
 
@@ -185,7 +186,6 @@ def _source_ports(rule: Sequence[Expression]) -> tuple[int, int]:
 
 def parse(text: str) -> Netfilter:
     """What `nft -j list ruleset` printed."""
-    found = Netfilter()
     chains: list[Chain] = []
     drops: list[Drop] = []
     translations: list[Translation] = []
@@ -195,43 +195,46 @@ def parse(text: str) -> Netfilter:
             drops += _drops(family, name, table, base)
         if any(base.get("type") == "nat" for base in table.base):
             translations += _translations(family, name, table)
-    return Netfilter(tuple(chains), tuple(drops), tuple(translations), found.error)
+    return Netfilter(tuple(chains), tuple(drops), tuple(translations))
 
 
 def parse_legacy(text: str) -> Netfilter:
     """What `iptables-legacy-save` printed."""
-    chains: list[Chain] = []
-    translations: list[Translation] = []
-    for table, policies, rules in _legacy_tables(text):
-        for name, policy in policies.items():
-            own = [rule for chain, rule in rules if chain == name]
-            last = own[-1].split() if own else []
-            chains.append(
-                Chain(
-                    family="legacy ip",
-                    table=table,
-                    name=name,
-                    hook=name.lower(),
-                    makers=_makers(re.findall(r"-[jg] (\S+)", "\n".join(own))),
-                    closes=policy == "DROP" or (len(last) > 1 and last[0] == "-j" and last[1] in ("DROP", "REJECT")),
-                    accepts=tuple(
-                        port for _, rule in rules if rule.endswith("-j ACCEPT") for port in _legacy_ports(rule)
-                    ),
-                    names_vfr0=any("-i vfr0 " in rule and "DROP" not in rule for _, rule in rules),
-                )
-            )
-        for chain, rule in rules:
-            if re.search(r"-j (DNAT|REDIRECT)\b", rule):
-                made = _makers([chain])
-                translations += [
-                    Translation(f"legacy ip {table} {chain}", made, "dnat", *p) for p in _legacy_ports(rule)
-                ]
-            elif re.search(r"-j (MASQUERADE|SNAT)\b", rule):
-                outs = tuple(re.findall(r"(?<!! )-o (\S+)", rule))
-                translations.append(
-                    Translation(f"legacy ip {table} {chain}", _makers([chain]), "masquerade", None, 1, 65535, outs)
-                )
-    return Netfilter(tuple(chains), (), tuple(translations))
+    tables = list(_legacy_tables(text))
+    return Netfilter(
+        tuple(
+            _legacy_chain(table, name, rules, p) for table, policies, rules in tables for name, p in policies.items()
+        ),
+        (),
+        tuple(
+            t for table, _, rules in tables for chain, rule in rules for t in _legacy_translations(table, chain, rule)
+        ),
+    )
+
+
+def _legacy_chain(table: str, name: str, rules: Sequence[tuple[str, str]], policy: str) -> Chain:
+    own = [rule for chain, rule in rules if chain == name]
+    ending = own[-1] if own else ""
+    return Chain(
+        family="legacy ip",
+        table=table,
+        name=name,
+        hook=name.lower(),
+        makers=_makers(re.findall(r"-[jg] (\S+)", "\n".join(own))),
+        closes=policy == "DROP" or re.match(r"-j (DROP|REJECT)\b", ending) is not None,
+        accepts=tuple(port for _, rule in rules if rule.endswith("-j ACCEPT") for port in _legacy_ports(rule)),
+        names_vfr0=any("-i vfr0 " in rule and "DROP" not in rule for _, rule in rules),
+    )
+
+
+def _legacy_translations(table: str, chain: str, rule: str) -> Iterator[Translation]:
+    where, makers = f"legacy ip {table} {chain}", _makers([chain])
+    if re.search(r"-j (DNAT|REDIRECT)\b", rule):
+        for protocol, low, high in _legacy_ports(rule):
+            yield Translation(where, makers, "dnat", protocol, low, high)
+    elif re.search(r"-j (MASQUERADE|SNAT)\b", rule):
+        outs = tuple(re.findall(r"(?<!! )-o (\S+)", rule))
+        yield Translation(where, makers, "masquerade", None, 1, 65535, outs)
 
 
 def _legacy_tables(text: str) -> Iterator[tuple[str, dict[str, str], list[tuple[str, str]]]]:
@@ -254,7 +257,7 @@ def _run(*argv: str) -> tuple[str, str]:
     try:
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        return "", f"the {argv[0]} command is missing"
+        return "", f"the {argv[0]} command is missing: apt install {_PACKAGES[argv[0]]}"
     return (done.stdout, "") if done.returncode == 0 else ("", done.stderr.strip() or f"{argv[0]} failed")
 
 
@@ -267,7 +270,7 @@ def read() -> Netfilter:
     """Everything in force in this network namespace that is not ours. Needs root."""
     text, error = _run("nft", "-j", "list", "ruleset")
     if error:
-        return Netfilter(error=f"{error}; apt install nftables" if "missing" in error else error)
+        return Netfilter(error=error)
     found = parse(text)
     if not _has_legacy_tables():
         return found
