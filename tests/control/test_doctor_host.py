@@ -116,12 +116,12 @@ BROKEN = {
         "sysctl -qw net.ipv4.conf.all.route_localnet=0",
     ),
     "a VPN": (
-        "ip link add wg0 type dummy; ip link set wg0 up; ip route replace default dev wg0",
+        "ip link add wg0 type veth peer name wg1; ip link set wg0 up; ip link set wg1 up; ip route replace default dev wg0",
         {"default-route": "warning"},
         f"ip link del wg0; ip route add default via {LAN}",
     ),
     "a rule of routes": (
-        "ip link add wg0 type dummy; ip link set wg0 up; ip route add default dev wg0 table 77;"
+        "ip link add wg0 type veth peer name wg1; ip link set wg0 up; ip link set wg1 up; ip route add default dev wg0 table 77;"
         " ip rule add to 169.254.0.0/16 lookup 77",
         {"way-to-guests": "problem"},
         "ip rule del to 169.254.0.0/16 lookup 77; ip link del wg0",

@@ -21,7 +21,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY = 0, 1, 2, 3, 4
 OBJ_PIN, OBJ_GET, PROG_TEST_RUN = 6, 7, 10
-PROG_FD_BY_ID = 13
+PROG_FD_BY_ID, LINK_DETACH = 13, 34
 MAP_LOOKUP_AND_DELETE, MAP_FD_BY_ID, INFO_BY_FD, PROG_QUERY, MAP_LOOKUP_BATCH, LINK_CREATE = 21, 14, 15, 16, 24, 28
 
 TYPE_HASH, TYPE_ARRAY = 1, 2
@@ -86,6 +86,10 @@ class _Link(ctypes.Structure):
         ("attach_type", ctypes.c_uint32),
         ("flags", ctypes.c_uint32),
     ]
+
+
+class _Detach(ctypes.Structure):
+    _fields_ = [("link_fd", ctypes.c_uint32)]
 
 
 class _Batch(ctypes.Structure):
@@ -321,6 +325,11 @@ def tcx_attach(ifindex: int, program: int) -> int:
     """
     attr = _Link(prog_fd=program, ifindex=ifindex, attach_type=TCX_INGRESS, flags=_BEFORE)
     return _checked(f"attaching to interface {ifindex} by tcx", LINK_CREATE, attr)
+
+
+def detach_link(link: int) -> None:
+    """Takes a link's program off at once, whoever else has the link."""
+    _checked("detaching a program", LINK_DETACH, _Detach(link_fd=link))
 
 
 def tcx_programs(ifindex: int, way: int = TCX_INGRESS) -> list[int]:
