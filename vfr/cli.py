@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from vfr.confirming import seconds
+from vfr.doctor import has_problem
 from vfr.errors import ConflictError, UsageError, VfrError
 from vfr.router import DomainStatus, NatStatus, Router
 
@@ -311,6 +313,27 @@ def stats(
             _show([asdict(rule) for rule in router.rule_stats()], json, _show_rule_stats)
             return
         _show(router.stats(name), json, _show_stats)
+
+
+def _show_findings(answer: list[dict[str, Any]]) -> None:
+    for finding in answer:
+        print(f"{finding['severity']:8}{finding['id']}: {finding['text']}")
+        if finding["effect"] and (finding["do"] or finding["severity"] != "ok"):
+            print(f"{'':8}  effect: {finding['effect']}")
+        if finding["do"]:
+            print(f"{'':8}  do: {finding['do']}")
+    counts = Counter(finding["severity"] for finding in answer)
+    print(", ".join(f"{counts[kind]} {kind}" for kind in ("problem", "warning", "note", "ok")))
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Look for what on this host is in VFR's way: other firewalls, settings, ports. Exit status 1 for a problem."""
+    with Router() as router:
+        found = router.doctor()
+    _show([asdict(finding) for finding in found], json, _show_findings)
+    if has_problem(found):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -28,10 +28,11 @@ from vfr import confirming, forwards, mark
 from vfr import instance as instances
 from vfr._abi import Limit, Verdict
 from vfr.declare import Preview, exported
+from vfr.doctor import OLDEST_KERNEL, Facts, Finding, ForwardTo, Netfilter, Ours, VifState, findings
 from vfr.errors import ConflictError, KernelError, UsageError, VfrError
 from vfr.forwards import FORWARD_BASE, POOL
 from vfr.policy.amend import Book
-from vfr.policy.rules import rule_text
+from vfr.policy.rules import WITH_PORTS, Party, Traffic, rule_text
 from vfr.registry import Contents, Domain, Nat, Registry, Rules, locked, read_only
 from vfr.ruling import RULES_AT_ONCE, changes, definitions, digest, ruled, rules_at
 from vfr.settings import DOM0_LIMITS, Limits, Timers
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from vfr.kernel.host import Host
     from vfr.kernel.links import Link
     from vfr.plan import Actual, Change, Uplink, Vif, Wanted
-    from vfr.policy import CompiledPolicy
+    from vfr.policy import CompiledPolicy, RuleSet
     from vfr.policy.amend import Patch
     from vfr.policy.language import DomainLine, NatLine
 
@@ -50,11 +51,11 @@ NAT_PORTS = (16384, 32767)
 PORTS_PER_DOMAIN = 64
 FORWARDS = (2, 19)
 MTU = 1500
-OLDEST_KERNEL = (6, 1)
 SHIPPED_RULES = Path(__file__).resolve().parent.parent / "rules"
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 _NEVER = tuple(IPv4Network(n) for n in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "240.0.0.0/4"))
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
+_SOMEBODY = IPv4Address("203.0.113.1")  # on the internet, where it does not matter who
 _LINK_LOCAL = IPv4Network("169.254.0.0/16")
 
 
@@ -402,6 +403,59 @@ class Router:
         try:
             for e in host.fastpath.events(wait_s) if host.is_loaded else ():
                 yield names.event(e)
+        finally:
+            host.close()
+
+    def doctor(self) -> tuple[Finding, ...]:
+        """What on this host is in VFR's way, or is thought to be and is not: `vfr doctor`. Works without a router, and
+        without root as far as others may look. RegistryError if the registry cannot be read."""
+        from vfr.kernel import netfilter, survey
+
+        contents, root = self._contents(), os.geteuid() == 0
+        ours = self._own_facts(contents)
+        wanted = [ours.ports, *((f.port, f.port) for f in ours.forwards)]
+        machine = survey.machine(ours.uplink, POOL[1], wanted)
+        if not ours.exists:
+            ours = replace(ours, uplink=machine.default)
+        return findings(Facts(root, machine, netfilter.read() if root else Netfilter(), ours))
+
+    def _own_facts(self, contents: Contents) -> Ours:
+        from vfr.kernel import survey
+
+        nat = contents.nat
+        states = [(d, *self._state(d)) for d in contents.domains]
+        ours = Ours(
+            exists=not contents.is_empty,
+            nat=nat is not None,
+            uplink=nat.uplink if nat else None,
+            address=nat.address if nat else None,
+            lan_lost=_lan_lost(nat) if nat else "",
+            pool=POOL,
+            ports=nat.ports if nat else NAT_PORTS,
+            forwards=_forwards_to(contents),
+            vifs=tuple(VifState(d.name, d.interface, state, reason) for d, state, reason in states),
+            to_dom0=_may_reach_dom0(contents),
+            lock=survey.lock_holder(self._instance.lock),
+        )
+        return self._kernel_facts(contents, ours) if os.geteuid() == 0 else ours
+
+    def _kernel_facts(self, contents: Contents, ours: Ours) -> Ours:
+        """The same, with what only root may see."""
+        from vfr.kernel.host import Host
+
+        host = Host(self._instance)
+        try:
+            if contents.is_empty:
+                return replace(ours, leftover=tuple(host.leftover()))
+            changes = self._plan(host, contents)
+            uplink = ours.uplink if ours.uplink and not ours.lan_lost else None
+            return replace(
+                ours,
+                todo=tuple(changes),
+                guard=host.guard_state(),
+                hooks=tuple(host.hooks([d.interface for d in contents.domains], uplink)),
+                unhardened=tuple(host.unhardened()),
+            )
         finally:
             host.close()
 
@@ -851,6 +905,62 @@ def _forward_statuses(contents: Contents) -> tuple[ForwardStatus, ...]:
         on = "host" if f.where in forwards.HOST_ONLY else "lan"
         found.append(ForwardStatus(low, address, f.inside[0], f.domain, f.protocol, high - low + 1, on))
     return tuple(found)
+
+
+def _rules_of(contents: Contents) -> RuleSet:
+    from vfr.policy import RuleSet, parse
+
+    return parse(contents.rules.text, contents.rules.file) if contents.rules else RuleSet()
+
+
+def _forwards_to(contents: Contents) -> tuple[ForwardTo, ...]:
+    """Where each outside port leads, and whether a rule lets somebody on the LAN go there. Without a router, those that
+    `vfr nat enable` would make."""
+    if contents.is_empty:
+        return tuple(ForwardTo(FORWARD_BASE + x, None, False) for x in range(FORWARDS[0], FORWARDS[1] + 1))
+    rules, lan = _rules_of(contents), _lan(contents.nat)
+    found = []
+    for f in _forward_statuses(contents):
+        for more in range(f.ports if f.on == "lan" else 0):
+            traffic = Traffic(WITH_PORTS[f.protocol], f.inside_port + more)
+            allowed = f.domain is not None and _lan_may(rules, f.domain, traffic, lan)
+            found.append(ForwardTo(f.outside_port + more, f.domain if f.address else None, allowed, f.protocol))
+    return tuple(found)
+
+
+def _lan_may(rules: RuleSet, domain: str, traffic: Traffic, lan: IPv4Network | None) -> bool:
+    """Whether a rule lets somebody behind the uplink open this to a domain: asked for one of each kind of address."""
+    about = [r for r in rules.rules if r.action == "allow" and r.speaks_of(traffic)]
+    words = {word for r in about for ends in r.directions() for word in ends[0] if rules.is_remote(word)}
+    samples = [net[0] for word in words for net in rules.blocks(word)]
+    samples += [*([lan[-2]] if lan else []), _SOMEBODY]
+    target = Party(domain)
+    return any(rules.decide(Party(address=a), target, traffic, lan) == "allow" for a in samples)
+
+
+def _may_reach_dom0(contents: Contents) -> bool:
+    """Whether a rule allows some domain something of domain 0."""
+    rules = _rules_of(contents)
+    return any(
+        r.action == "allow"
+        and any(word in ("any", "dom0") or "dom0" in rules.groups.get(word, ()) for word in targets)
+        and any(word not in ("lan", "internet", "dom0") and not rules.is_remote(word) for word in openers)
+        for r in rules.rules
+        for openers, targets in r.directions()
+    )
+
+
+def _lan_lost(nat: Nat) -> str:
+    """What is wrong with the uplink, "" if it is as it was when NAT was enabled."""
+    from vfr.kernel import links
+
+    link = links.links().get(nat.uplink)
+    if link is None:
+        return f"the uplink {nat.uplink} is gone"
+    own = [str(a.ip) for index, a in links.addresses() if index == link.index]
+    if str(nat.address) not in own:
+        return f"the uplink {nat.uplink} has lost the address {nat.address}; it has {', '.join(own) or 'none'}"
+    return "" if link.up else f"the uplink {nat.uplink} is down"
 
 
 def _check_place(
