@@ -380,6 +380,33 @@ def export(json: Json = False) -> None:
     _show({"file": text}, json, lambda _: print(text, end=""))
 
 
+def _show_explanation(answer: dict[str, Any]) -> None:
+    print(f"{answer['question']}: {'passes' if answer['passes'] else 'does not pass'}")
+    rows = [*answer["stages"], *((f"back: {stage}", text) for stage, text in answer["back"])]
+    verdict = f"{answer['verdict']}: " if answer["verdict"] else ""
+    rows.append(("verdict", verdict + answer["meaning"]))
+    rows += [("rule", f"{answer['where']}: {answer['rule']}")] if answer["rule"] else []
+    rows += [("missing", line) for line in answer["missing"]]
+    width = max(len(stage) for stage, _ in rows)
+    for stage, text in rows:
+        print(f"  {stage.ljust(width)}  {text}")
+
+
+@app.command()
+def explain(
+    opener: Annotated[str, typer.Argument(metavar="FROM", help="A domain, dom0, lan, internet or an address.")],
+    target: Annotated[str, typer.Argument(metavar="TO", help="The same, or forward:PORT.")],
+    what: Annotated[str, typer.Argument(metavar="PROTO[/PORT]", help="tcp/22, udp/53, icmp, gre, ether/0x889a, ...")],
+    json: Json = False,
+) -> None:
+    """Say what would become of a packet, stage by stage, and which rule decides; exit status 1 if it does not pass."""
+    with Router() as router:
+        answer = asdict(router.explain(opener, target, what))
+    _show(answer, json, _show_explanation)
+    if not answer["passes"]:
+        raise typer.Exit(1)
+
+
 @rules.command("check")
 def rules_check(file: Path, json: Json = False) -> None:
     """Say whether a rule file is in order."""

@@ -39,6 +39,7 @@ from vfr.settings import DOM0_LIMITS, Limits, Timers
 
 if TYPE_CHECKING:
     from vfr import _abi as abi
+    from vfr.explain import Explanation
     from vfr.kernel.host import Host
     from vfr.kernel.links import Link
     from vfr.plan import Actual, Change, Uplink, Vif, Wanted
@@ -456,6 +457,22 @@ class Router:
                 hooks=tuple(host.hooks([d.interface for d in contents.domains], uplink)),
                 unhardened=tuple(host.unhardened()),
             )
+        finally:
+            host.close()
+
+    def explain(self, opener: str, target: str, what: str) -> Explanation:
+        """What would become of a packet that begins such a conversation (vfr.explain.question says how to ask), stage by
+        stage, and the rule that decides. Nothing comes of it. UsageError or VfrError if that cannot be asked."""
+        from vfr import explain
+        from vfr.kernel.host import Host
+        from vfr.policy import RuleSet, parse
+
+        asked, contents = explain.question(opener, target, what), self._contents()
+        _check_root("nobody else may look into the fastpath")
+        rules = parse(contents.rules.text, contents.rules.file) if contents.rules else RuleSet()
+        host = Host(self._instance)
+        try:
+            return explain.explain(host, contents, self._policy_of(contents), rules, asked)
         finally:
             host.close()
 

@@ -273,6 +273,14 @@ class Map:
             raise KernelError(f"reading the queue {self.name}", -result)
         return self._value.raw
 
+    def push(self, value: bytes) -> None:
+        """Enters a value behind all others of a queue. KernelError with E2BIG if it is full."""
+        assert len(value) == self.value_size, (self.name, len(value))
+        self._value.raw = value
+        _checked(
+            f"writing the queue {self.name}", MAP_UPDATE, _Elem(map_fd=self.fd, value=ctypes.addressof(self._value))
+        )
+
     def keys(self) -> list[bytes]:
         """All keys. Those that come or go meanwhile may or may not be among them."""
         found: list[bytes] = []

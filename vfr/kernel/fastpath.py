@@ -233,15 +233,15 @@ def _counts(raw: bytes) -> dict[str, tuple[int, int]]:
 class Fastpath:
     """The fastpath pinned under one directory. Close it when done; what is pinned stays."""
 
-    def __init__(self, pins: Path) -> None:
+    def __init__(self, pins: Path, hooks: Collection[Hook] = tuple(PROGRAMS)) -> None:
         self._links = pins / "links"
         self._fds: dict[Hook, int] = {}
         self._sweep = -1
         self._maps: dict[str, bpf.Map] = {}
         base = pins / "fastpath"
         try:
-            for hook, program in PROGRAMS.items():
-                self._fds[hook] = bpf.get_pinned(base / program)
+            for hook in hooks:
+                self._fds[hook] = bpf.get_pinned(base / PROGRAMS[hook])
             self._sweep = bpf.get_pinned(base / SWEEP)
             for name, spec in _abi.MAPS.items():
                 size = spec.value_size * (_possible_cpus() if name in _PER_CPU else 1)
@@ -254,8 +254,15 @@ class Fastpath:
             raise
 
     @classmethod
-    def load(cls, pins: Path, settings: Mapping[str, int] | None = None) -> Fastpath:
-        """Loads and pins the object, all or nothing, in place of one that is only half there.
+    def load(
+        cls,
+        pins: Path,
+        settings: Mapping[str, int] | None = None,
+        shared: Mapping[str, int] | None = None,
+        hooks: Collection[Hook] = tuple(PROGRAMS),
+    ) -> Fastpath:
+        """Loads and pins the object, all or nothing, in place of one that is only half there: with maps in place of
+        its own (name -> descriptor), and only these hooks' programs.
 
         KernelError with the verifier's log if the kernel refuses it.
         """
@@ -263,7 +270,8 @@ class Fastpath:
         fresh = pins / "loading"
         fresh.mkdir()
         (pins / "links").mkdir(exist_ok=True)
-        witnessed = loader.load(fresh, settings or {})
+        programs = [*(PROGRAMS[hook] for hook in hooks), SWEEP]
+        witnessed = loader.load(fresh, settings or {}, shared, programs)
         for name, (size, places) in _NOTES.items():
             fd = bpf.create_map(bpf.TYPE_ARRAY, 4, size, places, 0, name)
             try:
@@ -271,7 +279,7 @@ class Fastpath:
             finally:
                 os.close(fd)
         fresh.rename(pins / "fastpath")
-        made = cls(pins)
+        made = cls(pins, hooks)
         made.new_lan_tables()
         made._maps["witnessed"].set(_u32(0), _u32(int(witnessed)))
         return made
@@ -286,7 +294,7 @@ class Fastpath:
         if not wanted <= found:
             return None
         one = cls(pins)
-        if _from_u32(one._maps["witnessed"].get(_u32(0)) or _u32(0)) and not found >= WITNESSES:
+        if one.is_witnessed and not found >= WITNESSES:
             one.close()
             return None
         return one
@@ -306,6 +314,15 @@ class Fastpath:
         for one in self._maps.values():
             one.close()
         self._fds, self._maps, self._sweep = {}, {}, -1
+
+    @property
+    def is_witnessed(self) -> bool:
+        """Whether it was loaded to be told of offloads by witnesses."""
+        return bool(_from_u32(self._maps["witnessed"].get(_u32(0)) or _u32(0)))
+
+    def map(self, name: str) -> bpf.Map:
+        """One of the object's maps as it stands; it stays the object's."""
+        return self._maps[name]
 
     # What everyone goes by
 
