@@ -13,9 +13,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.rule_sets import SLOTS, UPLINK, addresses, documents, rule_sets
 
-from vfr.policy import CompiledPolicy, Document, ForwardRule, Party, Rule, RuleSet, Traffic, What, compile_rules, parse
+from vfr.policy import (
+    CompiledPolicy,
+    Document,
+    ForwardRule,
+    Party,
+    Rule,
+    RuleError,
+    RuleSet,
+    Traffic,
+    What,
+    compile_rules,
+    parse,
+)
 from vfr.policy import parse_document as read
-from vfr.policy.compile import NODE_LAN
+from vfr.policy.compile import NODE_LAN, PAIRS_MOST, TooManyError
 from vfr.policy.language import DomainLine, NatLine, stray_names
 from vfr.policy.rules import ICMP, TCP, UDP
 
@@ -119,6 +131,35 @@ def test_rules_know_where_they_stand() -> None:
 def test_round_trip(wanted: Document) -> None:
     assert read(str(wanted), "f") == wanted
     assert read(str(wanted).replace("\n", "\r\n"), "f") == wanted
+
+
+WORDS = """allow deny reject group set forward nat domain any lan dom0 web tier -> <-> , { } = tcp udp icmp proto ether log
+limit comment on 22 80-90 0x889a 10/s 192.0.2.0/24 2001:db8::1 192.0.2.9-192.0.2.3 none off ssh 2-19 netns address "so" #"""
+PIECES = st.sampled_from(
+    [*WORDS.split(), "\n", "\r\n", "\r", "\t", "\0", "\u00b2", "\u0663", "\u2028", "9" * 5000, '"']
+)
+
+
+@st.composite
+def _spoiled(draw: st.DrawFn) -> str:
+    """A document in which a few words are others."""
+    words = str(draw(documents())).split(" ")
+    for index in draw(st.lists(st.integers(0, len(words) - 1), max_size=2)):
+        words[index] = draw(PIECES)
+    return " ".join(words)
+
+
+@given(st.one_of(_spoiled(), st.lists(PIECES, max_size=14).map(" ".join), st.text(max_size=30)))
+@settings(slow, max_examples=1000)
+def test_any_text_is_read_or_refused_at_its_place(text: str) -> None:
+    try:
+        document = read(text, "f")
+    except RuleError as error:
+        lines = text.split("\n")
+        assert 1 <= error.line <= len(lines) and 1 <= error.column <= len(lines[error.line - 1]) + 1
+        assert str(error).startswith(f"f:{error.line}:{error.column}: ")
+    else:
+        assert read(str(document), "f") == document
 
 
 def test_a_rule_that_exists_is_legal() -> None:
@@ -292,3 +333,28 @@ def test_names_that_nobody_has_are_told() -> None:
         "f.rules:3: no domain has the name 'interent' yet (did you mean 'internet'?)",
         "f.rules:5: no domain has the name 'zz' yet",
     ]
+
+
+# What is too much
+
+
+def test_groups_that_meet_too_often_are_refused_at_once() -> None:
+    """Each domain is in groups of its own, so that each is a node; two such sides make more pairs than there may be."""
+    names = [f"d{i}" for i in range(1100)]
+    memberships = [f"group b{bit} = {', '.join(n for i, n in enumerate(names) if i >> bit & 1)}" for bit in range(11)]
+    words = ", ".join(f"b{bit}" for bit in range(11))
+    rules = parse("\n".join([*memberships, f"allow {words} -> {words}"]), "f")
+    with pytest.raises(TooManyError, match=f"more than {PAIRS_MOST} pairs"):
+        compile_rules(rules, {name: slot for slot, name in enumerate(names, 1)})
+
+
+def test_as_many_rules_of_one_pair_as_there_are_ports() -> None:
+    """One walk along the ports, and not all rules anew at each."""
+    rules = tuple(
+        Rule("deny" if port % 7 == 0 else "allow", ("web",), ("db",), What(TCP, ((port, port + port % 5),)))
+        for port in range(65530)
+    )
+    policy = compile_rules(RuleSet(rules), SLOTS)
+    for port in (*range(60), *range(65000, 65060)):
+        denied = any(begin + begin % 5 >= port for begin in range(max(port - 4, 0), port + 1) if begin % 7 == 0)
+        assert (policy.decide(1, 2, TCP, port) == "deny") == denied

@@ -19,7 +19,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from ipaddress import IPv4Address, IPv4Network
+from itertools import pairwise, product
 
 from vfr._abi import Limit
 from vfr.errors import VfrError
@@ -30,6 +32,7 @@ NODE_LOCAL, NODE_INTERNET = int(Limit.NODE_LOCAL), int(Limit.NODE_INTERNET)
 OPENS, SHUTS, IS_RULE = int(Limit.PAIR_OPENS), int(Limit.PAIR_SHUTS), int(Limit.PAIR_IS_RULE)
 RULES_MOST = int(Limit.RULES) // 2 - 1  # the old rules and the new are there together for a moment
 PAIRS_MOST = 1 << 20
+TOO_MANY_PAIRS = f"the rules speak of more than {PAIRS_MOST} pairs; use fewer groups that overlap"
 EVERYWHERE = IPv4Network("0.0.0.0/0")
 
 Pair = tuple[int, int]
@@ -166,22 +169,22 @@ def _best(standing: Standing, numbers: Iterable[int]) -> int:
 
 
 def _pieces(standing: Standing, said: Sequence[tuple[int, Ports]], whole: int) -> Iterator[tuple[int, int, int]]:
-    """(low, high, rule that decides), where it is not the one for all ports, `whole`."""
-    if len(said) == 1 and len(said[0][1]) == 1 and not whole:
-        yield *said[0][1][0], said[0][0]
-        return
-    edges = sorted({0, *(edge for _, ports in said for low, high in ports for edge in (low, high + 1))})
-    run: tuple[int, int, int] | None = None
-    for low, after in zip(edges, [*edges[1:], 1 << 16], strict=True):
-        here = [n for n, ports in said if any(a <= low <= b for a, b in ports)]
-        winner = _best(standing, [*here, *([whole] if whole else [])])
-        if run and run[2] == winner:
-            run = (run[0], after - 1, winner)
-            continue
-        if run and run[2] not in (whole, 0):
+    """(low, high, rule that decides), where it is not the one for all ports, `whole`: in one walk along the ports."""
+    spans = sorted((low, high, n) for n, ports in said for low, high in ports)
+    edges = sorted({edge for low, high, _ in spans for edge in (low, high + 1)})
+    here = [(standing[whole], 1 << 16)] if whole else []  # a heap: the one that decides first, and where it ends
+    begun, run = 0, (0, 0, 0)
+    for low, after in pairwise(edges):
+        while begun < len(spans) and spans[begun][0] == low:
+            heappush(here, (standing[spans[begun][2]], spans[begun][1]))
+            begun += 1
+        while here and here[0][1] < low:
+            heappop(here)
+        winner = here[0][0][1] if here else 0
+        if winner != run[2] and run[2] not in (whole, 0):
             yield run
-        run = (low, after - 1, winner)
-    if run and run[2] not in (whole, 0) and run[0] < 1 << 16:
+        run = (run[0] if winner == run[2] else low, after - 1, winner)
+    if run[2] not in (whole, 0):
         yield run
 
 
@@ -298,12 +301,12 @@ def _nodes_of(words: Sequence[str], nodes: Mapping[str, tuple[int, ...]]) -> tup
 
 
 def pairs_of(rule: Rule, nodes: Mapping[str, tuple[int, ...]]) -> Iterator[Pair]:
-    """The rows that a rule is in. KeyError for a word that has no nodes yet."""
+    """The rows that a rule is in. KeyError for a word that has no nodes yet, TooManyError if they are too many."""
     for openers, targets in rule.directions():
-        ahead = _nodes_of(targets, nodes)
-        for opener in _nodes_of(openers, nodes):
-            for target in ahead:
-                yield opener, target
+        from_nodes, to_nodes = _nodes_of(openers, nodes), _nodes_of(targets, nodes)
+        if len(from_nodes) * len(to_nodes) > PAIRS_MOST:
+            raise TooManyError(TOO_MANY_PAIRS)
+        yield from product(from_nodes, to_nodes)
 
 
 def numbered(rules: Sequence[Rule]) -> tuple[int, ...]:
@@ -340,7 +343,7 @@ def compile_rules(
         for pair in pairs_of(rule, ends.nodes):
             by_pair.setdefault(pair, []).append(number)
         if len(by_pair) > PAIRS_MOST:
-            raise TooManyError(f"the rules speak of more than {PAIRS_MOST} pairs; use fewer groups that overlap")
+            raise TooManyError(TOO_MANY_PAIRS)
     pairs, sets = _rows(by_number, by_pair)
     return CompiledPolicy(
         pairs,

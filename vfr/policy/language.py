@@ -181,7 +181,7 @@ class _Builder:
         self.domain_names: set[str] = set()
 
     def range(self, numbers: list[Token]) -> tuple[Token, tuple[int, int]]:
-        return numbers[0], (int(numbers[0]), int(numbers[-1]))
+        return numbers[0], (_number(numbers[0]), _number(numbers[-1]))
 
     def ports(self, ranges: list[tuple[Token, tuple[int, int]]]) -> tuple[Token, Ports]:
         return ranges[0][0], tuple(pair for _, pair in ranges)
@@ -196,7 +196,7 @@ class _Builder:
         return What(ICMP, tuple((n, n) for n in map(_icmp_request, types)))
 
     def proto(self, parts: list[Token]) -> What:
-        number = int(parts[0]) if parts[0].isdigit() else PROTOCOL_NAMES.get(parts[0])
+        number = _number(parts[0]) if parts[0].isdigit() else PROTOCOL_NAMES.get(parts[0])
         if number is None:
             close = _close(parts[0], PROTOCOL_NAMES)
             raise _At(parts[0], f"{str(parts[0])!r} is not a protocol{close}; give its number")
@@ -223,7 +223,7 @@ class _Builder:
         for name, token in rest:
             if name in options:
                 raise _At(token, f"{name} is said twice")
-            options[name] = True if name == "log" else int(token[:-2]) if name == "limit" else _unquoted(token)
+            options[name] = True if name == "log" else _rate(token) if name == "limit" else _unquoted(token)
             at = token if name == "limit" else at
         if options.get("limit") == 0:
             raise _At(at, "a limit of 0/s would let nothing through; write deny")
@@ -350,7 +350,7 @@ class _Builder:
 
 
 def _icmp_request(token: Token) -> int:
-    word = ICMP_TYPES.get(int(token)) if token.isdigit() else str(token).removesuffix("-request")
+    word = ICMP_TYPES.get(_number(token)) if token.isdigit() else str(token).removesuffix("-request")
     if word not in ICMP_REQUESTS:
         raise _At(
             token,
@@ -361,6 +361,7 @@ def _icmp_request(token: Token) -> int:
 
 
 _OWN_WORDS = {ICMP: "icmp"} | {number: word for word, number in WITH_PORTS.items()}
+DIGITS_MOST = 12
 _NAT_OPTIONS = ("address", "ports", "ports-per-domain", "ssh")
 _DOMAIN_OPTIONS = ("netns", "tap", "device", "address", "mac", *(f.name.replace("_", "-") for f in fields(Limits)))
 
@@ -377,17 +378,24 @@ def _options(words: list[Token], known: Sequence[str], what: str) -> dict[str, T
     return found
 
 
-def _number(token: Token) -> int:
-    if not token.isdigit():
-        raise _At(token, f"{str(token)!r} is not a number")
-    return int(token)
+def _number(token: Token, word: str | None = None) -> int:
+    word = str(token) if word is None else word
+    if not (word.isascii() and word.isdigit()):
+        raise _At(token, f"{word!r} is not a number")
+    if len(word) > DIGITS_MOST:
+        raise _At(token, f"{word[:DIGITS_MOST]}... is a larger number than any here")
+    return int(word)
+
+
+def _rate(token: Token) -> int:
+    return _number(token, token.removesuffix("/s"))
 
 
 def _pair(token: Token) -> tuple[int, int]:
     low, dash, high = token.partition("-")
     if not low.isdigit() or (dash and not high.isdigit()):
         raise _At(token, f"{str(token)!r} is not a range; write it as 2-19")
-    return int(low), int(high or low)
+    return _number(token, low), _number(token, high or low)
 
 
 def _close(word: str, words: Iterable[str]) -> str:
