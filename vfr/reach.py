@@ -35,6 +35,7 @@ from vfr.policy.spans import (
 
 HOST_ONLY = ("lo", "127.0.0.1")
 SHOWN = 200  # lines of a difference that are printed
+CHANGES_MOST = 1000  # that are put in words
 QUESTIONS_MOST = 1_000_000  # about two kinds each
 
 Outcome = tuple[str, int, bool]  # action, limit, log
@@ -108,10 +109,11 @@ class ForwardChange:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """All that a change does. `nat` is `on` or `off` if it becomes so. `unseen` kinds of conversations were not looked
+    """All that a change does. `counts` are of all changes (+, -, ~), of which there may be too many for `changes`. `nat` is `on` or `off` if it becomes so. `unseen` kinds of conversations were not looked
     at, for there were too many."""
 
     changes: tuple[Change, ...] = ()
+    counts: tuple[int, int, int] = (0, 0, 0)
     forwards: tuple[ForwardChange, ...] = ()
     domains_added: tuple[str, ...] = ()
     domains_removed: tuple[str, ...] = ()
@@ -233,21 +235,40 @@ class _Budget:
         return self.left >= 0
 
 
+class _Asked:
+    """The rules that are about some traffic."""
+
+    def __init__(self, kinds: Kinds, spans: Spans) -> None:
+        self.kinds, self.spans = kinds, spans
+        self._rows: dict[int, list[tuple[int, Row]]] = {}
+
+    def rows(self, target: int) -> list[tuple[int, Row]]:
+        """Those to one end, by the number of the opener's."""
+        if target not in self._rows:
+            at, end = self.kinds.ends[target]
+            spoken = (
+                (self.kinds.number[at, opener], self._speaking(at, places))
+                for opener, places in self.kinds.sides[at].rows.get(end, {}).items()
+            )
+            self._rows[target] = [(opener, (at, places)) for opener, places in spoken if places]
+        return self._rows[target]
+
+    def _speaking(self, at: int, places: Sequence[int]) -> Sequence[int]:
+        if self.spans == ALL or not self.spans:
+            return places if self.spans else ()
+        rules, low, high = self.kinds.sides[at].rules.rules, self.spans[0][0], self.spans[-1][1]
+        near = ((i, spans_of(rules[i].what)) for i in places)
+        return [i for i, spans in near if spans[0][0] <= high and spans[-1][1] >= low and both(spans, self.spans)]
+
+
 class _Way:
     """From some kinds to some others: who of the first may open what to one of the others."""
 
-    def __init__(self, kinds: Kinds, openers: int, targets: int, carried: Spans, asked: Spans, budget: _Budget) -> None:
-        self.kinds, self.openers, self.targets, self.carried = kinds, openers, targets, carried
+    def __init__(self, asked: _Asked, openers: int, targets: int, carried: Spans, budget: _Budget) -> None:
+        self.kinds, self.openers, self.targets, self.carried = asked.kinds, openers, targets, carried
         self._asked, self._budget = asked, budget
         self._ends: dict[int, _End] = {}
         self._parts: dict[tuple[int, ...], list[_Part]] = {}
-
-    def _speaking(self, at: int, places: Sequence[int]) -> Sequence[int]:
-        """The rules that are about what is asked."""
-        if self._asked == ALL:
-            return places
-        rules = self.kinds.sides[at].rules.rules
-        return [i for i in places if both(spans_of(rules[i].what), self._asked)]
 
     def _end(self, number: int) -> _End:
         if number not in self._ends:
@@ -255,16 +276,13 @@ class _Way:
         return self._ends[number]
 
     def _make_end(self, number: int) -> _End:
-        (at, target), found = self.kinds.ends[number], _End()
-        for opener, places in self.kinds.sides[at].rows.get(target, {}).items():
-            who = self.kinds.meant[self.kinds.number[at, opener]] & self.openers
-            spoken = self._speaking(at, places) if who else ()
-            if not spoken:
-                continue
+        found = _End()
+        for opener, row in self._asked.rows(number):
+            who = self.kinds.meant[opener] & self.openers
             if who & (who - 1):
-                found.general.append((who, (at, spoken)))
-            else:
-                found.single.setdefault(who.bit_length() - 1, []).append((at, spoken))
+                found.general.append((who, row))
+            elif who:
+                found.single.setdefault(who.bit_length() - 1, []).append(row)
                 found.singles |= who
         return found
 
@@ -282,11 +300,14 @@ class _Way:
             self._parts[numbers] = parts
         return self._parts[numbers]
 
-    def column(self, target: int, openers: int) -> Iterator[tuple[int, Result]]:
-        """What came of these openers' conversations to one kind, if anything did."""
-        if not self.targets >> target & 1 or not openers & self.openers:
-            return
-        numbers = self.kinds.kinds[target].ends
+    def speaking(self, target: int) -> tuple[int, ...]:
+        """The ends by which rules speak of a target. Where they are the same, all else is."""
+        if not self.targets >> target & 1:
+            return ()
+        return tuple(n for n in self.kinds.kinds[target].ends if self._end(n).general or self._end(n).single)
+
+    def column(self, numbers: tuple[int, ...], openers: int) -> Iterator[tuple[int, Result]]:
+        """What came of these openers' conversations to whom these ends mean, if anything did."""
         ends = [self._end(number) for number in numbers]
         parts = self._parts_of(tuple(n for n, end in zip(numbers, ends, strict=True) if end.general))
         own = 0
@@ -303,6 +324,17 @@ class _Way:
             result = self._result([*rows, *(row for end in ends for row in end.single.get(opener, ()))])
             if result:
                 yield 1 << opener, result
+
+    def columns(self, wanted: Mapping[int, int]) -> Iterator[tuple[int, int, Result]]:
+        """Of wanted openers by target, (targets, openers, what came of it)."""
+        alike: dict[tuple[tuple[int, ...], int], int] = {}
+        for target, openers in wanted.items():
+            numbers = self.speaking(target) if openers & self.openers else ()
+            if numbers:
+                alike[numbers, openers] = alike.get((numbers, openers), 0) | 1 << target
+        for (numbers, openers), targets in alike.items():
+            for who, result in self.column(numbers, openers):
+                yield targets, who, result
 
     def _result(self, rows: Sequence[Row]) -> Result:
         if not rows or not self._budget.take():
@@ -438,18 +470,17 @@ class _Lines:
         spare = self._no_party(target, sign)
         return self.kinds.named(yes & ~spare, spare)[0] if yes & ~spare else None
 
-    def boxes(self, columns: Mapping[int, int], sign: str) -> Iterator[tuple[Who, Who]]:
-        """(opener, target) that together are exactly the columns."""
-        for box in self._packed(columns, sign):
-            opener, mask = self.kinds.named(box.yes, self.kinds.all & ~box.yes & ~box.no)
-            spare = self._missing(sign)
-            spare |= self._far if not mask & ~(self._far | spare) else 0
-            lone = mask & ~spare
-            if lone and not lone & (lone - 1) and len(self.kinds.kinds[lone.bit_length() - 1].names) == 1:
-                spare |= lone
-            yield opener, self.kinds.named(box.targets, spare & ~box.targets)[0]
+    def words(self, box: _Box, sign: str) -> tuple[Who, Who]:
+        """(opener, target) that together are exactly the box."""
+        opener, mask = self.kinds.named(box.yes, self.kinds.all & ~box.yes & ~box.no)
+        spare = self._missing(sign)
+        spare |= self._far if not mask & ~(self._far | spare) else 0
+        lone = mask & ~spare
+        if lone and not lone & (lone - 1) and len(self.kinds.kinds[lone.bit_length() - 1].names) == 1:
+            spare |= lone
+        return opener, self.kinds.named(box.targets, spare & ~box.targets)[0]
 
-    def _packed(self, columns: Mapping[int, int], sign: str) -> list[_Box]:
+    def boxes(self, columns: Mapping[int, int], sign: str) -> list[_Box]:
         same: dict[tuple[int, int], int] = {}
         for target, openers in columns.items():
             spare = self._no_party(target, sign)
@@ -478,29 +509,34 @@ class _World:
         self.touched = _Touched(self.kinds)
         self.lines = _Lines(self.kinds)
         self.budget = _Budget()
-        asked = ALL if everything else self.touched.spans
-        near = self.kinds.domains | self.kinds.dom0
-        self.near = _Way(self.kinds, near, near, ALL, asked, self.budget)
-        self.out = _Way(self.kinds, self.kinds.domains, self.kinds.remote, IP, asked, self.budget)
-        self.back = _Way(self.kinds, self.kinds.remote, self.kinds.domains, IP, asked, self.budget)
+        asked = _Asked(self.kinds, ALL if everything else self.touched.spans)
+        domains, remote, near = self.kinds.domains, self.kinds.remote, self.kinds.domains | self.kinds.dom0
+        self.near = _Way(asked, near, near, ALL, self.budget)
+        self.out = _Way(asked, domains, remote, IP, self.budget)
+        self.back = _Way(asked, remote, domains, IP, self.budget)
 
     def found(self) -> Found:
         found: Found = {}
-        for target, openers in self.touched.openers.items():
-            for way in (self.near, self.out, self.back):
-                for who, result in way.column(target, openers):
-                    for key in result:
-                        column = found.setdefault(key, {})
-                        column[target] = column.get(target, 0) | who
+        for way in (self.near, self.out, self.back):
+            for targets, openers, result in way.columns(self.touched.openers):
+                for key in result:
+                    column = found.setdefault(key, {})
+                    for target in each(targets):
+                        column[target] = column.get(target, 0) | openers
         return found
 
-    def changes(self) -> list[Change]:
-        found = []
-        for (label, spans), columns in self.found().items():
-            for opener, target in self.lines.boxes(columns, label.sign):
-                found.append((label, self._change(label, spans, opener, target)))
-        found.sort(key=lambda pair: ("+-~".index(pair[0].sign), -pair[0].at, pair[0].place, str(pair[1])))
-        return [change for _, change in found]
+    def boxes(self) -> list[tuple[_Label, Spans, _Box]]:
+        """All that changed, in the order in which people want it: what opened first, then as the rules stand."""
+        found = [
+            (label, spans, box)
+            for (label, spans), columns in self.found().items()
+            for box in self.lines.boxes(columns, label.sign)
+        ]
+        return sorted(found, key=lambda one: ("+-~".index(one[0].sign), -one[0].at, one[0].place, one[1]))
+
+    def changes(self, boxes: Iterable[tuple[_Label, Spans, _Box]]) -> tuple[Change, ...]:
+        """In words."""
+        return tuple(self._change(label, spans, *self.lines.words(box, label.sign)) for label, spans, box in boxes)
 
     def _change(self, label: _Label, spans: Spans, opener: Who, target: Who) -> Change:
         rules = self.kinds.sides[label.at].rules
@@ -511,7 +547,7 @@ class _World:
     def allowed(self, way: _Way, target: int) -> dict[tuple[_Label, Spans], int]:
         """What may be opened to one kind that could not be before, and by whom."""
         found: dict[tuple[_Label, Spans], int] = {}
-        for who, result in way.column(target, self.kinds.all):
+        for who, result in way.column(way.speaking(target), self.kinds.all):
             for label, spans in result:
                 if label.sign == "+":
                     found[label, spans] = found.get((label, spans), 0) | who
@@ -525,15 +561,22 @@ def _alone(whole: Reach) -> _World:
 
 def permitted(whole: Reach) -> tuple[Permitted, ...]:
     """All that may be opened, or is rejected aloud, by whom and by which rule."""
-    said = (change for change in _alone(whole).changes() if not change.after.startswith("deny"))
-    return tuple(Permitted(c.opener, c.target, c.traffic, c.after, c.rule, c.text) for c in said)
+    world = _alone(whole)
+    changes = world.changes(box for box in world.boxes() if box[0].after[0] != "deny")
+    return tuple(Permitted(c.opener, c.target, c.traffic, c.after, c.rule, c.text) for c in changes)
 
 
-def difference(old: Reach, new: Reach, forwards: tuple[Forwards, Forwards] = ((), ())) -> Difference:
-    """What a change does to what can talk to what. `forwards` are those before and those after, ssh's among them."""
+def difference(
+    old: Reach, new: Reach, forwards: tuple[Forwards, Forwards] = ((), ()), most: int = CHANGES_MOST
+) -> Difference:
+    """What a change does to what can talk to what. `forwards` are those before and those after, ssh's among them. No
+    more than `most` changes are put in words."""
     world = _World(old, new)
+    boxes = world.boxes() if world.touched.spans else []
+    signs = [label.sign for label, _, _ in boxes]
     return Difference(
-        tuple(world.changes()) if world.touched.spans else (),
+        world.changes(boxes[:most]),
+        (signs.count("+"), signs.count("-"), signs.count("~")),
         tuple(_forward_changes(old, new, forwards)),
         tuple(sorted(new.domains - old.domains)),
         tuple(sorted(old.domains - new.domains)),
@@ -689,10 +732,10 @@ def _counted(counts: Iterable[tuple[int, str]]) -> str:
 
 
 def _summary(found: Difference) -> str:
-    signs = [change.sign for change in found.changes]
+    opened, shut, otherwise = found.counts
     ways = [change.sign for change in found.forwards]
     parts = [
-        _counted([(signs.count("+"), "opened"), (signs.count("-"), "shut"), (signs.count("~"), "decided otherwise")]),
+        _counted([(opened, "opened"), (shut, "shut"), (otherwise, "decided otherwise")]),
         _counted([(ways.count("+"), "ports forwarded"), (ways.count("-"), "no more")]),
         _counted([(len(found.domains_added), "domains more"), (len(found.domains_removed), "fewer")]),
         f"NAT {found.nat}" if found.nat else "",
@@ -709,8 +752,8 @@ def difference_lines(found: Difference, most: int = SHOWN) -> tuple[str, ...]:
     lines += [f"+ domain {name}" for name in found.domains_added]
     lines += [f"- domain {name}" for name in found.domains_removed]
     lines += [str(change) for change in (*found.forwards, *found.changes)]
-    more = [f"and {len(lines) - most} more"] if len(lines) > most else []
-    return (*lines[:most], *more, _summary(found))
+    left = len(lines) - len(found.changes) + sum(found.counts) - len(lines[:most])
+    return (*lines[:most], *([f"and {left} more"] if left else []), _summary(found))
 
 
 def exposure_lines(found: Sequence[Exposed]) -> tuple[str, ...]:

@@ -29,8 +29,17 @@ class Who:
     words: tuple[str, ...]
     but: tuple[str, ...] = ()
 
+    @property
+    def cost(self) -> int:
+        """What it is to read. To leave out is harder than to list."""
+        return sum(map(_cost, (*self.words, *self.but))) + bool(self.but)
+
     def __str__(self) -> str:
         return _listed(self.words) + (f" but {_listed(self.but)}" if self.but else "")
+
+
+def _cost(word: str) -> int:
+    return 3 if "-" in word and looks_like_address(word) else 1
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -308,53 +317,53 @@ class Kinds:
         """Words for the kinds in `need`, and all that these words mean; some of `spare` may be among it, where that is
         shorter."""
         whole = self._named_within(need, spare, self.all)
-        if len(whole[0].words) + len(whole[0].but) == 1:
+        if whole[0].cost == 1:
             return whole
         found = [
             self._named_within(need & part, spare & part, part)
             for part in (self.domains, self.dom0, self.remote)
             if need & part
         ]
-        words = tuple(word for who, _ in found for word in who.words)
-        but = tuple(word for who, _ in found for word in who.but)
-        if len(words) + len(but) >= len(whole[0].words) + len(whole[0].but):
-            return whole
-        return Who(words, but), sum(mask for _, mask in found)
+        words = (word for who, _ in found for word in who.words)
+        parted = Who(tuple(words), tuple(word for who, _ in found for word in who.but))
+        return (parted, sum(mask for _, mask in found)) if parted.cost < whole[0].cost else whole
 
     def _named_within(self, need: int, spare: int, within: int) -> tuple[Who, int]:
         options = [option for option in self._words_of(_lowest(need)) if option[0] & ~within == 0]
-        around = [(mask, word) for mask, word in options if need & ~mask == 0]
-        fits = [(mask, word) for mask, word in around if mask & ~(need | spare) == 0]
-        if fits:
-            mask, word = min(fits, key=lambda fit: fit[0].bit_count())
-            return Who((word,)), mask
+        around = sorted(
+            ((mask, word) for mask, word in options if need & ~mask == 0), key=lambda fit: fit[0].bit_count()
+        )
+        for mask, word in around:
+            if mask & ~(need | spare) == 0:
+                return Who((word,)), mask
         best: tuple[Who, int] | None = None
-        fewest = 1 << 30
-        for mask, word in sorted(around, key=lambda fit: fit[0].bit_count()):
-            but = self._cover(mask & ~(need | spare), ~need & within, fewest - 1)
+        for mask, word in around:
+            but = self._cover(mask & ~(need | spare), ~need & within, best[0].cost - 2 if best else 1 << 30)
             if but:
-                best, fewest = (Who((word,), but[0]), mask & ~but[1]), len(but[0]) + 1
-        listed = self._cover(need, need | spare, fewest)
+                best = Who((word,), but[0]), mask & ~but[1]
+        listed = self._cover(need, need | spare, best[0].cost + 1 if best else 1 << 30)
         if listed:
-            best = (Who(listed[0]), listed[1])
+            best = Who(listed[0]), listed[1]
         assert best, "whatever is not called by a word is called by its parts"
         return best
 
     def _cover(self, need: int, allowed: int, most: int) -> tuple[tuple[str, ...], int] | None:
-        """Fewer words than `most` that mean all of `need`, and nothing that is not allowed."""
-        words, mask = [], 0
+        """Words that mean all of `need`, and nothing that is not allowed, for less than `most`."""
+        words: list[str] = []
+        mask = cost = 0
         while need:
             first = _lowest(need)
             options = [option for option in self._words_of(first) if option[0] & ~allowed == 0]
             if options:
                 found, word = max(options, key=lambda option: (option[0] & need).bit_count())
-                words.append(word)
+                more: Sequence[str] = (word,)
             else:
-                found = 1 << first
-                words += self.kinds[first].printed()
+                found, more = 1 << first, self.kinds[first].printed()
+            words += more
+            cost += sum(map(_cost, more))
             mask |= found
             need &= ~found
-            if len(words) >= most:
+            if cost >= most:
                 return None
         return tuple(words), mask
 

@@ -121,11 +121,12 @@ def _order(protocol: int) -> tuple[bool, int]:
 
 def words(spans: Spans) -> str:
     """In the words of the rule language, one protocol after the other: `tcp 22,8000-8080; udp 53`, `all IP`,
-    `all IP but tcp 25`."""
+    `all IP but tcp 25 and udp 53; ether 0x889a`."""
     said, protocols = [], _protocols(spans)
     if len(protocols) >= _MANY:
         left_out = without(IP, spans)
-        said.append(f"all IP but {words(left_out)}" if left_out else "all IP")
+        but = " and ".join(_protocol(n, _ports_of(left_out, n)) for n in _protocols(left_out))
+        said.append(f"all IP but {but}" if but else "all IP")
     else:
         said += [_protocol(n, _ports_of(spans, n)) for n in protocols]
     types = [n for low, high in spans if high >= ETHER for n in range(max(low, ETHER), high + 1)]
