@@ -236,21 +236,21 @@ class _Budget:
 
 
 class _Asked:
-    """The rules that are about some traffic."""
+    """The rules that are about some traffic, and let some of `openers` open it, or not."""
 
-    def __init__(self, kinds: Kinds, spans: Spans) -> None:
-        self.kinds, self.spans = kinds, spans
+    def __init__(self, kinds: Kinds, spans: Spans, openers: int) -> None:
+        self.kinds, self.spans, self.openers = kinds, spans, openers
         self._rows: dict[int, list[tuple[int, Row]]] = {}
 
     def rows(self, target: int) -> list[tuple[int, Row]]:
         """Those to one end, by the number of the opener's."""
         if target not in self._rows:
             at, end = self.kinds.ends[target]
-            spoken = (
-                (self.kinds.number[at, opener], self._speaking(at, places))
-                for opener, places in self.kinds.sides[at].rows.get(end, {}).items()
-            )
-            self._rows[target] = [(opener, (at, places)) for opener, places in spoken if places]
+            row = self.kinds.sides[at].rows.get(end, {})
+            numbered = ((self.kinds.number[at, opener], places) for opener, places in row.items())
+            mine = ((n, places) for n, places in numbered if self.kinds.meant[n] & self.openers)
+            spoken = ((n, self._speaking(at, places)) for n, places in mine)
+            self._rows[target] = [(n, (at, places)) for n, places in spoken if places]
         return self._rows[target]
 
     def _speaking(self, at: int, places: Sequence[int]) -> Sequence[int]:
@@ -385,7 +385,9 @@ class _Touched:
         self._ends()
         self.spans = merged(self._spans)
         self.openers: dict[int, int] = {}
+        self.who = 0
         for who, targets in self._regions.items():
+            self.who |= who
             for target in each(targets):
                 self.openers[target] = self.openers.get(target, 0) | who
 
@@ -506,10 +508,11 @@ class _World:
 
     def __init__(self, old: Reach, new: Reach, everything: bool = False) -> None:
         self.kinds = Kinds((old, new))
-        self.touched = _Touched(self.kinds)
         self.lines = _Lines(self.kinds)
         self.budget = _Budget()
-        asked = _Asked(self.kinds, ALL if everything else self.touched.spans)
+        touched = None if everything else _Touched(self.kinds)
+        self.touched = touched.openers if touched else dict.fromkeys(each(self.kinds.all), self.kinds.all)
+        asked = _Asked(self.kinds, touched.spans if touched else ALL, touched.who if touched else self.kinds.all)
         domains, remote, near = self.kinds.domains, self.kinds.remote, self.kinds.domains | self.kinds.dom0
         self.near = _Way(asked, near, near, ALL, self.budget)
         self.out = _Way(asked, domains, remote, IP, self.budget)
@@ -518,7 +521,7 @@ class _World:
     def found(self) -> Found:
         found: Found = {}
         for way in (self.near, self.out, self.back):
-            for targets, openers, result in way.columns(self.touched.openers):
+            for targets, openers, result in way.columns(self.touched):
                 for key in result:
                     column = found.setdefault(key, {})
                     for target in each(targets):
@@ -572,7 +575,7 @@ def difference(
     """What a change does to what can talk to what. `forwards` are those before and those after, ssh's among them. No
     more than `most` changes are put in words."""
     world = _World(old, new)
-    boxes = world.boxes() if world.touched.spans else []
+    boxes = world.boxes()
     signs = [label.sign for label, _, _ in boxes]
     return Difference(
         world.changes(boxes[:most]),

@@ -324,6 +324,7 @@ class Kinds:
             for part in (self.domains, self.dom0, self.remote)
             if need & part
         ]
+        found.sort(key=lambda part: part[0].cost)
         words = (word for who, _ in found for word in who.words)
         parted = Who(tuple(words), tuple(word for who, _ in found for word in who.but))
         return (parted, sum(mask for _, mask in found)) if parted.cost < whole[0].cost else whole
