@@ -373,6 +373,19 @@ def confirm(
 
 
 @app.command()
+def exposure(
+    names: Annotated[list[str] | None, typer.Argument(help="Names of domains [all].")] = None,
+    json: Json = False,
+) -> None:
+    """Show who reaches each guest: from the LAN, the host and other guests, and by which rule or forward."""
+    from vfr.reach import exposure_lines
+
+    with Router() as router:
+        found = router.exposure(*(names or ()))
+    _show([asdict(one) for one in found], json, lambda _: print("\n".join(exposure_lines(found)) or "no domains"))
+
+
+@app.command()
 def export(json: Json = False) -> None:
     """Print the running router as a file that `vfr apply` takes."""
     with Router() as router:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from vfr import confirming, forwards, mark
 from vfr import instance as instances
+from vfr import reach as reaching
 from vfr._abi import Limit, Verdict
 from vfr.declare import Preview, exported
 from vfr.doctor import OLDEST_KERNEL, Facts, Finding, ForwardTo, Netfilter, Ours, VifState, findings
@@ -45,7 +46,8 @@ if TYPE_CHECKING:
     from vfr.plan import Actual, Change, Uplink, Vif, Wanted
     from vfr.policy import CompiledPolicy, RuleSet
     from vfr.policy.amend import Patch
-    from vfr.policy.language import DomainLine, NatLine
+    from vfr.policy.language import DomainLine, ForwardRule, NatLine
+    from vfr.reach import Exposed
 
 GATEWAY = IPv4Address("169.254.1.0")
 NAT_PORTS = (16384, 32767)
@@ -726,7 +728,17 @@ class Router:
             steps = [change.text for change in self._plan(host, after)]
         finally:
             host.close()
-        return Preview(str(file), tuple(steps), ())
+        ends = (reached(before), reached(after))
+        found = reaching.difference(*ends, (forward_rules(before), forward_rules(after)))
+        return Preview(str(file), tuple(steps), reaching.difference_lines(found) if found else ())
+
+    def exposure(self, *names: str) -> tuple[Exposed, ...]:
+        """Who and what reaches each domain, or each of `names`, and by which rule or forward."""
+        contents = self._contents()
+        for name in names:
+            if all(d.name != name for d in contents.domains):
+                raise _no_such(name, contents)
+        return reaching.exposure(reached(contents), forward_rules(contents), names or None)
 
     def _declared(self, name: str, text: str, before: Contents, registry: Registry | None) -> Contents:
         """What the registry is to say when a file is in force."""
@@ -1191,6 +1203,21 @@ def _read_anew(contents: Contents) -> Contents:
     if rules is None or rules.numbers or not rules.text:
         return contents
     return replace(contents, rules=ruled(rules.file, rules.text)[0])
+
+
+def reached(contents: Contents) -> reaching.Reach:
+    """What can talk to what."""
+    names = [d.name for d in contents.domains]
+    return reaching.reach(_rules_of(contents), names, _lan(contents.nat), contents.nat is not None)
+
+
+def forward_rules(contents: Contents) -> tuple[ForwardRule, ...]:
+    """Every forward as a rule file would have it, those to ssh among them."""
+    from vfr.policy import ForwardRule
+
+    ssh = [(d.name, port) for d in contents.domains if (port := forwards.ssh_port(d.address, contents.nat))]
+    own = (ForwardRule("tcp", (port, port), name, (forwards.SSH, forwards.SSH)) for name, port in ssh)
+    return (*own, *(contents.rules.forwards if contents.rules else ()))
 
 
 def _slots(contents: Contents) -> dict[str, int]:
