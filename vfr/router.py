@@ -35,7 +35,7 @@ from vfr.forwards import FORWARD_BASE, POOL
 from vfr.policy.amend import Book
 from vfr.policy.rules import WITH_PORTS, Party, Traffic, rule_text
 from vfr.registry import Contents, Domain, Nat, Registry, Rules, locked, read_only
-from vfr.ruling import RULES_AT_ONCE, changes, definitions, digest, ruled, rules_at
+from vfr.ruling import RULES_AT_ONCE, changes, definitions, digest, read, ruled, rules_at
 from vfr.settings import DOM0_LIMITS, Limits, Timers
 
 if TYPE_CHECKING:
@@ -467,11 +467,10 @@ class Router:
         stage, and the rule that decides. Nothing comes of it. UsageError or VfrError if that cannot be asked."""
         from vfr import explain
         from vfr.kernel.host import Host
-        from vfr.policy import RuleSet, parse
 
         asked, contents = explain.question(opener, target, what), self._contents()
         _check_root("nobody else may look into the fastpath")
-        rules = parse(contents.rules.text, contents.rules.file) if contents.rules else RuleSet()
+        rules = _rules_of(contents)
         host = Host(self._instance)
         try:
             return explain.explain(host, contents, self._policy_of(contents), rules, asked)
@@ -897,13 +896,13 @@ class Router:
 
     def _policy_of(self, contents: Contents) -> CompiledPolicy:
         """The tables for what the registry says, made once."""
-        from vfr.policy import RuleSet, compile_rules, parse
+        from vfr.policy import RuleSet, compile_rules
 
         known = _policy_digest(contents)
         if known not in self._policies:
             rules, numbers = RuleSet(), tuple[int, ...]()
             if contents.rules:
-                rules, numbers = parse(contents.rules.text, contents.rules.file), contents.rules.numbers
+                rules, numbers = _rules_of(contents), contents.rules.numbers
             made = compile_rules(rules, _slots(contents), _lan(contents.nat), numbers)
             self._policies[known] = replace(made, digest=known)
         return self._policies[known]
@@ -937,9 +936,9 @@ def _forward_statuses(contents: Contents) -> tuple[ForwardStatus, ...]:
 
 
 def _rules_of(contents: Contents) -> RuleSet:
-    from vfr.policy import RuleSet, parse
+    from vfr.policy import RuleSet
 
-    return parse(contents.rules.text, contents.rules.file) if contents.rules else RuleSet()
+    return read(contents.rules.text, contents.rules.file).rules if contents.rules else RuleSet()
 
 
 def _forwards_to(contents: Contents) -> tuple[ForwardTo, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from ipaddress import IPv4Network
 
 from vfr.policy import Document, Rule, RuleError, RuleSet, parse, parse_document
@@ -17,6 +18,12 @@ from vfr.policy.rules import looks_like_address, rule_text
 from vfr.registry import Rules
 
 RULES_AT_ONCE = 1000  # changed lines, or rules, that are few
+
+
+@lru_cache(maxsize=2)
+def read(text: str, file: str) -> Document:
+    """parse_document, once for what is asked about several times in a row."""
+    return parse_document(text, file)
 
 
 def _known(rules: Rules | None) -> dict[str, int]:
@@ -46,7 +53,7 @@ def ruled(file: str, text: str, before: Rules | None = None, taken: Container[in
     spliced = _spliced(file, text, before, taken) if before else None
     if spliced:
         return spliced
-    document, known = parse_document(text, file), _known(before)
+    document, known = read(text, file), _known(before)
     lines, numbers = text.splitlines(), _Numbers({*known.values()}, taken)
     mine: dict[str, int] = {}
     for line in document.rules.lines:
@@ -132,7 +139,7 @@ def definitions(rules: Rules) -> Document:
     """All that the text says but the rules."""
     ruling = set(rules.lines)
     others = [line for n, line in enumerate(rules.text.splitlines(), 1) if n not in ruling]
-    return parse_document("\n".join(others), rules.file)
+    return read("\n".join(others), rules.file)
 
 
 def changes(book: Book, rules: Rules) -> tuple[set[int], set[int]]:
@@ -159,4 +166,4 @@ def digest(rules: Rules | None, slots: Mapping[str, int], lan: IPv4Network | Non
     return made.hexdigest()
 
 
-__all__ = ["RULES_AT_ONCE", "changes", "definitions", "digest", "ruled", "rules_at"]
+__all__ = ["RULES_AT_ONCE", "changes", "definitions", "digest", "read", "ruled", "rules_at"]
