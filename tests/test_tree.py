@@ -26,7 +26,9 @@ def test_abi_is_what_the_object_says() -> None:
 
 
 def test_every_verdict_has_its_meaning() -> None:
-    done = subprocess.run([sys.executable, str(TOP / "tools/gen_verdicts.py")], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, str(TOP / "tools/gen_verdicts.py")], capture_output=True, text=True, check=True
+    )
     assert done.stdout == (TOP / "vfr/verdicts.py").read_text(), "run `make abi`"
     assert set(MEANINGS) == set(Verdict) - {Verdict.VERDICTS}
 

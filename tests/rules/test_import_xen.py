@@ -59,11 +59,7 @@ def test_golden(title: str) -> None:
     assert _ours(lines) == ours
 
 
-# VFR's language is to have blocks of addresses; until then their sections cannot be checked.
-_BLOCKS = pytest.mark.xfail(strict=True, reason="the rule language has no blocks of addresses yet", raises=RuleError)
-
-
-@pytest.mark.parametrize("title", [pytest.param(t, marks=_BLOCKS) if "blocks" in t else t for t in _sections()])
+@pytest.mark.parametrize("title", _sections())
 def test_what_comes_out_is_a_rule_file(title: str) -> None:
     found = translate(_sections()[title][0], "old.vfr", NAMES)
     said = {str(allow) for line in found.lines for allow in line.rules}
