@@ -115,6 +115,20 @@ def test_a_domain_that_is_not_in_the_file_goes(host: Host, tmp_path: Path) -> No
     assert _names(host) == ["a"]
 
 
+def test_a_dry_run_says_who_could_talk_to_whom(host: Host, tmp_path: Path) -> None:
+    """By meaning: other words for the same are no change; and exposure says what is."""
+    host.vfr("apply", _file(tmp_path, WHOLE))
+    other = WHOLE.replace("allow guests -> lan", "allow a, b -> lan  # the same") + "allow a -> b tcp 22\n"
+    shown = host.json("apply", "--dry-run", _file(tmp_path, other))
+    assert shown["reach"][0] == "+ a -> b tcp 22   (office.rules:13)" and len(shown["reach"]) == 2
+    assert shown["steps"] == ["replace the policy"]
+    same = host.json("apply", "--dry-run", _file(tmp_path, other.replace("allow a -> b tcp 22\n", "")))
+    assert same["reach"] == []
+    (a,) = host.json("exposure", "a")
+    assert [door["outside"] for door in a["doors"]] == [[8080, 8080]]
+    assert any("2202" in note for note in a["notes"]), "a forward that no rule lets anybody use"
+
+
 # Forwards
 
 

@@ -1,4 +1,4 @@
-"""`vfr events`: drops as they happen, by name, at a rate that no flood raises.
+"""`vfr events`: drops, and what rules with `log` let begin, as they happen, at a rate that no flood raises.
 
 guest vt-a --- vt-dom0 --- eth0 192.0.2.1 --- vt-lan 192.0.2.11
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +48,30 @@ def test_a_drop_is_told_of_once(host: Host) -> None:
         "169.254.1.2",
         "169.254.1.0",
     )
+
+
+RULES = """\
+# the second line
+allow a -> lan log comment "the way out"
+deny a -> 192.0.2.12 icmp
+"""
+
+
+def test_a_rule_that_logs_tells_of_what_it_lets_begin(host: Host, tmp_path: Path) -> None:
+    """Once for a conversation, with the rule, its file and line; and a drop says which rule denied it."""
+    (tmp_path / "told.rules").write_text(RULES)
+    host.vfr("apply", str(tmp_path / "told.rules"))
+    try:
+        _events(host)
+        host.sh("a", "ping -n -c3 -i0.01 -W1 192.0.2.11; ping -n -c1 -W1 192.0.2.12", check=False)
+        began, denied = [e for e in _events(host) if e["protocol"] == "icmp"]
+        assert (began["kind"], began["who"], began["verdict"], began["dst"]) == ("begin", "a", "TO_LAN", "192.0.2.11")
+        assert began["rule"] == 'allow a -> lan log comment "the way out"' and began["where"] == "told.rules:2"
+        assert (denied["kind"], denied["verdict"], denied["where"]) == ("drop", "DROP_POLICY", "told.rules:3")
+        counted = {r["where"]: r["packets"] for r in host.json("stats", "--rules")}
+        assert counted == {"told.rules:2": 1, "told.rules:3": 1}
+    finally:
+        host.vfr("apply", str(Path(__file__).parents[2] / "rules" / "xen.rules"))
 
 
 @pytest.mark.inv(7)

@@ -213,9 +213,9 @@ def test_what_is_in_order_is_left_alone(host: Host) -> None:
     host.vfr("nat", "enable", "--uplink", "eth0")
     host.add("a")
     rules = str(Path(__file__).resolve().parents[2] / "rules" / "xen.rules")
-    assert host.json("apply", "--dry-run", rules)["changes"] == []
+    assert host.json("apply", "--dry-run", rules)["steps"] == []
     host.sh("dom0", "nft add rule inet vfr to_lan accept")
-    assert host.json("apply", "--dry-run", rules)["changes"] == ["write the nftables guard"]
+    assert host.json("apply", "--dry-run", rules)["steps"] == ["write the nftables guard"]
 
 
 def _links(host: Host) -> Path:

@@ -85,7 +85,7 @@ def sandbox() -> Promises:
 
 @pytest.fixture
 def tiers() -> Promises:
-    return Promises("web-db.rules", ("web1", "web2", "db1", "ops1", "other"))
+    return Promises("web-db.rules", ("web", "web2", "db", "ci", "other"))
 
 
 # xen.rules: what the Xen 1.x FAQ promised, and nothing else
@@ -163,23 +163,23 @@ def test_sandbox_holds_against_rules_added_in_haste(sandbox: Promises) -> None:
 
 def test_tiers_by_example(tiers: Promises) -> None:
     for allowed in (
-        f"{DESKTOP} -> web1 tcp 443", f"{SITE} -> web2 tcp 443", "web1 -> db1 tcp 5432", "web2 -> db1 tcp 5432",
-        f"web1 -> {SITE} tcp 443", f"db1 -> {SITE} tcp 80", f"db1 -> {SITE} udp 53",
-        "ops1 -> db1 tcp 22", "ops1 -> web2 icmp", "dom0 -> web1 tcp 22",
+        f"{DESKTOP} -> web tcp 443", f"{SITE} -> web2 tcp 443", "web -> db tcp 5432", "web2 -> db tcp 5432",
+        f"web -> {SITE} tcp 443", f"db -> {SITE} tcp 80", f"db -> {SITE} udp 53",
+        "ci -> db tcp 22", "ci -> web2 icmp", "dom0 -> web tcp 22",
     ):  # fmt: skip
         assert tiers.says(allowed) == "allow"
     for denied in (
-        f"{DESKTOP} -> db1 tcp 5432", f"{DESKTOP} -> web1 tcp 22", f"{DESKTOP} -> ops1 tcp 22", "ops1 -> db1 tcp 5432",
-        "other -> db1 tcp 5432", "other -> web1 tcp 443", "db1 -> web1 tcp 443", "web1 -> web2 tcp 443",
-        f"db1 -> {DESKTOP} tcp 443", "web1 -> dom0 tcp 22", "web1 -> ops1 tcp 22", f"ops1 -> {SITE} tcp 443",
+        f"{DESKTOP} -> db tcp 5432", f"{DESKTOP} -> web tcp 22", f"{DESKTOP} -> ci tcp 22", "ci -> db tcp 5432",
+        "other -> db tcp 5432", "other -> web tcp 443", "db -> web tcp 443", "web -> web2 tcp 443",
+        f"db -> {DESKTOP} tcp 443", "web -> dom0 tcp 22", "web -> ci tcp 22", f"ci -> {SITE} tcp 443",
     ):  # fmt: skip
         assert tiers.says(denied) == "deny"
-    assert tiers.says("web1 -> db1 tcp 22") == tiers.says("db1 -> web2 tcp 22") == "reject"
+    assert tiers.says("web -> db tcp 22") == tiers.says("db -> web2 tcp 22") == "reject"
 
 
 def test_tiers_for_all_packets(tiers: Promises) -> None:
-    p, web, ops = tiers.p, ("web1", "web2"), ("ops1", "dom0")
-    to_db = tiers.at(p.target, "db1")
+    p, web, ops = tiers.p, ("web", "web2"), ("ci", "dom0")
+    to_db = tiers.at(p.target, "db")
     assert tiers.never(to_db, z3.Not(tiers.at(p.opener, *web, *ops))), "db answers web and ops alone"
     assert tiers.never(to_db, tiers.at(p.opener, *web), z3.Not(tiers.is_(TCP, 5432))), "and web at one port"
     assert tiers.never(to_db, tiers.at(p.opener, *ops), z3.Not(z3.Or(tiers.is_(TCP, 22), tiers.is_(ICMP, 0))))
@@ -188,7 +188,7 @@ def test_tiers_for_all_packets(tiers: Promises) -> None:
         "the LAN sees web's 443"
     )
     assert tiers.never(p.target == NODE_LAN, tiers.within(*LOCAL, UPLINK)), "updates are not fetched from the LAN"
-    assert tiers.never(tiers.at(p.opener, *web, "db1"), p.target == 0), "no server reaches the host"
+    assert tiers.never(tiers.at(p.opener, *web, "db"), p.target == 0), "no server reaches the host"
     assert tiers.never(p.ether == 1)
     assert not tiers.never(to_db)
 
@@ -196,10 +196,10 @@ def test_tiers_for_all_packets(tiers: Promises) -> None:
 def test_tiers_has_a_forward_that_its_rules_let_in() -> None:
     document = parse_document((ROOT / "web-db.rules").read_text(), "web-db.rules")
     (forward,) = document.forwards
-    assert forward == ForwardRule("tcp", (443, 443), "web1", (443, 443), comment="the shop")
+    assert forward == ForwardRule("tcp", (443, 443), "web", (443, 443), comment="the shop")
     traffic = Traffic(TCP, forward.inside[0])
     assert document.rules.decide(Party(address=IPv4Address(SITE)), Party(forward.domain), traffic, UPLINK) == "allow"
 
 
 def test_a_limit_is_on_what_web_asks_db(tiers: Promises) -> None:
-    assert tiers.policy.limit(tiers.slots["web1"], tiers.slots["db1"], TCP, 5432)[1] == 100
+    assert tiers.policy.limit(tiers.slots["web"], tiers.slots["db"], TCP, 5432)[1] == 100
