@@ -211,6 +211,7 @@ static int prepare(struct bpf_object *object, const struct vfr_wish *wish)
 	return err;
 }
 
+/* Loads an object, as it stands if `wish` is NULL, and pins its maps and programs in the directory. */
 int vfr_load(const char *path, const char *directory, const struct vfr_wish *wish, char *log, size_t log_size)
 {
 	struct descriptors templates = {};
@@ -223,7 +224,7 @@ int vfr_load(const char *path, const char *directory, const struct vfr_wish *wis
 	object = bpf_object__open_file(path, NULL);
 	if (!object)
 		return -errno;
-	err = prepare(object, wish);
+	err = wish ? prepare(object, wish) : 0;
 	if (!err)
 		err = make_templates(object, &templates);
 	if (!err)
