@@ -1,8 +1,8 @@
 """That compiled tables mean what rules say, for all packets: z3 finds no packet about which they differ.
 
 tests/support/proof.py has both as formulas. Here they are compared for the rule sets that ship, for many made up
-(VFR_LONG=1: for ten times as many, and made smaller
-where it fails), and for tables tampered with, where a packet must be found.
+(VFR_LONG=1: for ten times as many, and those that fail are made smaller), and for tables tampered with, where a packet
+must be found.
 """
 
 from __future__ import annotations
