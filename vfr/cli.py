@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from vfr.confirming import seconds
+from vfr.doctor import has_problem
 from vfr.errors import ConflictError, UsageError, VfrError
 from vfr.router import DomainStatus, NatStatus, Router
 
@@ -313,6 +315,27 @@ def stats(
         _show(router.stats(name), json, _show_stats)
 
 
+def _show_findings(answer: list[dict[str, Any]]) -> None:
+    for finding in answer:
+        print(f"{finding['severity']:8}{finding['id']}: {finding['text']}")
+        if finding["effect"] and (finding["do"] or finding["severity"] != "ok"):
+            print(f"{'':8}  effect: {finding['effect']}")
+        if finding["do"]:
+            print(f"{'':8}  do: {finding['do']}")
+    counts = Counter(finding["severity"] for finding in answer)
+    print(", ".join(f"{counts[kind]} {kind}" for kind in ("problem", "warning", "note", "ok")))
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Look for what on this host is in VFR's way: other firewalls, settings, ports. Exit status 1 for a problem."""
+    with Router() as router:
+        found = router.doctor()
+    _show([asdict(finding) for finding in found], json, _show_findings)
+    if has_problem(found):
+        raise typer.Exit(1)
+
+
 @app.command()
 def apply(
     file: Path,
@@ -350,11 +373,51 @@ def confirm(
 
 
 @app.command()
+def exposure(
+    names: Annotated[list[str] | None, typer.Argument(help="Names of domains [all].")] = None,
+    json: Json = False,
+) -> None:
+    """Show who reaches each guest: from the LAN, the host and other guests, and by which rule or forward."""
+    from vfr.reach import exposure_lines
+
+    with Router() as router:
+        found = router.exposure(*(names or ()))
+    _show([asdict(one) for one in found], json, lambda _: print("\n".join(exposure_lines(found)) or "no domains"))
+
+
+@app.command()
 def export(json: Json = False) -> None:
     """Print the running router as a file that `vfr apply` takes."""
     with Router() as router:
         text = router.export()
     _show({"file": text}, json, lambda _: print(text, end=""))
+
+
+def _show_explanation(answer: dict[str, Any]) -> None:
+    print(f"{answer['question']}: {'passes' if answer['passes'] else 'does not pass'}")
+    rows = [*answer["stages"], *((f"back: {stage}", text) for stage, text in answer["back"])]
+    verdict = f"{answer['verdict']}: " if answer["verdict"] else ""
+    rows.append(("verdict", verdict + answer["meaning"]))
+    rows += [("rule", f"{answer['where']}: {answer['rule']}")] if answer["rule"] else []
+    rows += [("missing", line) for line in answer["missing"]]
+    width = max(len(stage) for stage, _ in rows)
+    for stage, text in rows:
+        print(f"  {stage.ljust(width)}  {text}")
+
+
+@app.command()
+def explain(
+    opener: Annotated[str, typer.Argument(metavar="FROM", help="A domain, dom0, lan, internet or an address.")],
+    target: Annotated[str, typer.Argument(metavar="TO", help="The same, or forward:PORT.")],
+    what: Annotated[str, typer.Argument(metavar="PROTO[/PORT]", help="tcp/22, udp/53, icmp, gre, ether/0x889a, ...")],
+    json: Json = False,
+) -> None:
+    """Say what would become of a packet, stage by stage, and which rule decides; exit status 1 if it does not pass."""
+    with Router() as router:
+        answer = asdict(router.explain(opener, target, what))
+    _show(answer, json, _show_explanation)
+    if not answer["passes"]:
+        raise typer.Exit(1)
 
 
 @rules.command("check")

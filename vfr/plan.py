@@ -200,7 +200,8 @@ def _nat(wanted: Wanted, actual: Actual) -> list[Change]:
 
 def _sorter(wanted: Wanted, actual: Actual) -> list[Change]:
     port, mtu = actual.ports.get(SORTER), wanted.smallest_mtu(actual)
-    if port is None or port.attached is None or SORTER not in actual.pins or not port.up or actual.sorter is None:
+    whole = port is not None and port.attached is not None and port.up and port.hardened and SORTER in actual.pins
+    if port is None or not whole or actual.sorter is None:
         return [Change("make the sorter", "make_sorter", (mtu, wanted.config.timers.fragments))]
     if actual.sorter != (port.index, mtu):
         return [Change("let the sorter cut to another size", "set_sorter_mtu", (mtu,))]

@@ -158,14 +158,22 @@ def _domain(named: dict[str, Any]) -> Domain:
     return Domain(**{**named, "address": IPv4Address(named["address"]), "limits": Limits(**limits)})
 
 
+def _plain(value: Any) -> dict[str, Any]:
+    """As asdict has it, but not number by number where there are a hundred thousand."""
+    if isinstance(value, Rules):
+        named = {f.name: getattr(value, f.name) for f in fields(Rules)}
+        return {**named, "forwards": [asdict(f) for f in value.forwards]}
+    return asdict(value)
+
+
 def _text(value: Any) -> str:
-    return json.dumps(asdict(value), default=str)
+    return json.dumps(_plain(value), default=str)
 
 
 def as_text(contents: Contents) -> str:
     """Domains and settings, to be read by from_text."""
     settings = {"nat": contents.nat, "rules": contents.rules, "timers": contents.timers}
-    said = {name: asdict(value) for name, value in settings.items() if value is not None}
+    said = {name: _plain(value) for name, value in settings.items() if value is not None}
     return json.dumps({"domains": [asdict(d) for d in contents.domains], **said}, default=str)
 
 

@@ -26,32 +26,39 @@ from typing import TYPE_CHECKING
 
 from vfr import confirming, forwards, mark
 from vfr import instance as instances
+from vfr import reach as reaching
 from vfr._abi import Limit, Verdict
 from vfr.declare import Preview, exported
+from vfr.doctor import OLDEST_KERNEL, Facts, Finding, ForwardTo, Netfilter, Ours, VifState, findings
 from vfr.errors import ConflictError, KernelError, UsageError, VfrError
 from vfr.forwards import FORWARD_BASE, POOL
-from vfr.policy.rules import rule_text
+from vfr.policy.amend import Book
+from vfr.policy.rules import WITH_PORTS, Party, Traffic, rule_text
 from vfr.registry import Contents, Domain, Nat, Registry, Rules, locked, read_only
+from vfr.ruling import RULES_AT_ONCE, changes, definitions, digest, read, ruled, rules_at
 from vfr.settings import DOM0_LIMITS, Limits, Timers
 
 if TYPE_CHECKING:
     from vfr import _abi as abi
+    from vfr.explain import Explanation
     from vfr.kernel.host import Host
     from vfr.kernel.links import Link
     from vfr.plan import Actual, Change, Uplink, Vif, Wanted
-    from vfr.policy import CompiledPolicy
-    from vfr.policy.language import DomainLine, NatLine
+    from vfr.policy import CompiledPolicy, RuleSet
+    from vfr.policy.amend import Patch
+    from vfr.policy.language import DomainLine, ForwardRule, NatLine
+    from vfr.reach import Exposed
 
 GATEWAY = IPv4Address("169.254.1.0")
 NAT_PORTS = (16384, 32767)
 PORTS_PER_DOMAIN = 64
 FORWARDS = (2, 19)
 MTU = 1500
-OLDEST_KERNEL = (6, 1)
 SHIPPED_RULES = Path(__file__).resolve().parent.parent / "rules"
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 _NEVER = tuple(IPv4Network(n) for n in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "240.0.0.0/4"))
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
+_SOMEBODY = IPv4Address("203.0.113.1")  # on the internet, where it does not matter who
 _LINK_LOCAL = IPv4Network("169.254.0.0/16")
 
 
@@ -380,7 +387,7 @@ class Router:
         _check_root("nobody else may look into the fastpath")
         host = Host(self._instance)
         try:
-            counts = host.fastpath.rule_counts() if host.is_loaded else {}
+            counts = host.fastpath.rule_counts(frozenset(contents.rules.numbers)) if host.is_loaded else {}
         finally:
             host.close()
         rules, lines = contents.rules, contents.rules.text.splitlines()
@@ -399,6 +406,74 @@ class Router:
         try:
             for e in host.fastpath.events(wait_s) if host.is_loaded else ():
                 yield names.event(e)
+        finally:
+            host.close()
+
+    def doctor(self) -> tuple[Finding, ...]:
+        """What on this host is in VFR's way, or is thought to be and is not: `vfr doctor`. Works without a router, and
+        without root as far as others may look. RegistryError if the registry cannot be read."""
+        from vfr.kernel import netfilter, survey
+
+        contents, root = self._contents(), os.geteuid() == 0
+        ours = self._own_facts(contents)
+        wanted = [ours.ports, *((f.port, f.port) for f in ours.forwards)]
+        machine = survey.machine(ours.uplink, POOL[1], wanted)
+        if not ours.exists:
+            ours = replace(ours, uplink=machine.default)
+        return findings(Facts(root, machine, netfilter.read() if root else Netfilter(), ours))
+
+    def _own_facts(self, contents: Contents) -> Ours:
+        from vfr.kernel import survey
+
+        nat = contents.nat
+        states = [(d, *self._state(d)) for d in contents.domains]
+        ours = Ours(
+            exists=not contents.is_empty,
+            nat=nat is not None,
+            uplink=nat.uplink if nat else None,
+            address=nat.address if nat else None,
+            lan_lost=_lan_lost(nat) if nat else "",
+            pool=POOL,
+            ports=nat.ports if nat else NAT_PORTS,
+            forwards=_forwards_to(contents),
+            vifs=tuple(VifState(d.name, d.interface, state, reason) for d, state, reason in states),
+            to_dom0=_may_reach_dom0(contents),
+            lock=survey.lock_holder(self._instance.lock),
+        )
+        return self._kernel_facts(contents, ours) if os.geteuid() == 0 else ours
+
+    def _kernel_facts(self, contents: Contents, ours: Ours) -> Ours:
+        """The same, with what only root may see."""
+        from vfr.kernel.host import Host
+
+        host = Host(self._instance)
+        try:
+            if contents.is_empty:
+                return replace(ours, leftover=tuple(host.leftover()))
+            changes = self._plan(host, contents)
+            uplink = ours.uplink if ours.uplink and not ours.lan_lost else None
+            return replace(
+                ours,
+                todo=tuple(changes),
+                guard=host.guard_state(),
+                hooks=tuple(host.hooks([d.interface for d in contents.domains], uplink)),
+                unhardened=tuple(host.unhardened()),
+            )
+        finally:
+            host.close()
+
+    def explain(self, opener: str, target: str, what: str) -> Explanation:
+        """What would become of a packet that begins such a conversation (vfr.explain.question says how to ask), stage by
+        stage, and the rule that decides. Nothing comes of it. UsageError or VfrError if that cannot be asked."""
+        from vfr import explain
+        from vfr.kernel.host import Host
+
+        asked, contents = explain.question(opener, target, what), self._contents()
+        _check_root("nobody else may look into the fastpath")
+        rules = _rules_of(contents)
+        host = Host(self._instance)
+        try:
+            return explain.explain(host, contents, self._policy_of(contents), rules, asked)
         finally:
             host.close()
 
@@ -652,12 +727,20 @@ class Router:
             steps = [change.text for change in self._plan(host, after)]
         finally:
             host.close()
-        return Preview(str(file), tuple(steps), ())
+        ends = (reached(before), reached(after))
+        found = reaching.difference(*ends, (forward_rules(before), forward_rules(after)))
+        return Preview(str(file), tuple(steps), reaching.difference_lines(found) if found else ())
+
+    def exposure(self, *names: str) -> tuple[Exposed, ...]:
+        """Who and what reaches each domain, or each of `names`, and by which rule or forward."""
+        contents = self._contents()
+        for name in names:
+            if all(d.name != name for d in contents.domains):
+                raise _no_such(name, contents)
+        return reaching.exposure(reached(contents), forward_rules(contents), names or None)
 
     def _declared(self, name: str, text: str, before: Contents, registry: Registry | None) -> Contents:
         """What the registry is to say when a file is in force."""
-        from vfr.ruling import ruled
-
         rules, document = ruled(name, text, before.rules, self._numbers())
         after = replace(before, rules=rules)
         if document.domains is not None:
@@ -674,7 +757,7 @@ class Router:
         if after.is_empty:
             raise ConflictError("there is no router yet; run `vfr nat enable` or `vfr domain add` first")
         forwards.check(document, after, _listeners())
-        self._policy_of(after)  # so that what cannot be made is refused before anything is changed
+        self._make_tables(after)  # what cannot be made is refused before anything is changed
         return after
 
     def _numbers(self) -> frozenset[int]:
@@ -683,7 +766,7 @@ class Router:
 
         host = Host(self._instance)
         try:
-            return frozenset(host.fastpath.rule_counts()) if host.is_loaded else frozenset()
+            return host.fastpath.rules() if host.is_loaded else frozenset()
         finally:
             host.close()
 
@@ -770,19 +853,56 @@ class Router:
     def _plan(self, host: Host, contents: Contents) -> list[Change]:
         from vfr.plan import plan
 
-        host.policy = lambda: self._policy_of(contents)
+        host.policy = lambda path, in_force: self._tables(contents, path, in_force)
         actual: Actual = host.read(POOL, contents.nat.uplink if contents.nat else None)
         return plan(_wanted(contents), actual)
 
+    def _make_tables(self, contents: Contents) -> None:
+        from vfr.kernel.host import Host
+
+        host = Host(self._instance)
+        try:
+            in_force = host.fastpath.policy_digest() if host.is_loaded else None
+            if not self._patched(contents, host.book, in_force):
+                self._policy_of(contents)
+        finally:
+            host.close()
+
+    def _tables(self, contents: Contents, path: Path, in_force: str | None) -> CompiledPolicy | Patch:
+        """What is to come into force: the rows that change, if the book of what is says which, else all tables. The book
+        is brought up to date before the kernel is: it counts only for the policy whose digest it has."""
+        found = self._patched(contents, path, in_force)
+        if found:
+            book, patch = found
+            book.amend(patch, patch.digest, _seats(contents))
+            book.save(path)
+            return patch
+        policy = self._policy_of(contents)
+        rules = contents.rules or Rules("", "")
+        made = Book.of(policy, policy.digest, definitions(rules).rules, _seats(contents), _lan(contents.nat))
+        made.save(path)
+        return policy
+
+    def _patched(self, contents: Contents, path: Path, in_force: str | None) -> tuple[Book, Patch] | None:
+        book, rules = Book.load(path, in_force), contents.rules
+        if book is None or rules is None:
+            return None
+        seats, lan = _seats(contents), _lan(contents.nat)
+        added, removed = changes(book, rules)
+        if len(added) + len(removed) > RULES_AT_ONCE or not book.knows(definitions(rules).rules, seats, lan):
+            return None
+        patch = book.patch(rules_at(rules, added), removed, seats)
+        return (book, replace(patch, digest=_policy_digest(contents))) if patch else None
+
     def _policy_of(self, contents: Contents) -> CompiledPolicy:
         """The tables for what the registry says, made once."""
-        from vfr.policy import RuleSet, compile_rules, parse
+        from vfr.policy import RuleSet, compile_rules
 
         known = _policy_digest(contents)
         if known not in self._policies:
             rules, numbers = RuleSet(), tuple[int, ...]()
             if contents.rules:
-                rules, numbers = parse(contents.rules.text, contents.rules.file), contents.rules.numbers
+                rules, numbers = _rules_of(contents), contents.rules.numbers
             made = compile_rules(rules, _slots(contents), _lan(contents.nat), numbers)
             self._policies[known] = replace(made, digest=known)
         return self._policies[known]
@@ -813,6 +933,62 @@ def _forward_statuses(contents: Contents) -> tuple[ForwardStatus, ...]:
         on = "host" if f.where in forwards.HOST_ONLY else "lan"
         found.append(ForwardStatus(low, address, f.inside[0], f.domain, f.protocol, high - low + 1, on))
     return tuple(found)
+
+
+def _rules_of(contents: Contents) -> RuleSet:
+    from vfr.policy import RuleSet
+
+    return read(contents.rules.text, contents.rules.file).rules if contents.rules else RuleSet()
+
+
+def _forwards_to(contents: Contents) -> tuple[ForwardTo, ...]:
+    """Where each outside port leads, and whether a rule lets somebody on the LAN go there. Without a router, those that
+    `vfr nat enable` would make."""
+    if contents.is_empty:
+        return tuple(ForwardTo(FORWARD_BASE + x, None, False) for x in range(FORWARDS[0], FORWARDS[1] + 1))
+    rules, lan = _rules_of(contents), _lan(contents.nat)
+    found = []
+    for f in _forward_statuses(contents):
+        for more in range(f.ports if f.on == "lan" else 0):
+            traffic = Traffic(WITH_PORTS[f.protocol], f.inside_port + more)
+            allowed = f.domain is not None and _lan_may(rules, f.domain, traffic, lan)
+            found.append(ForwardTo(f.outside_port + more, f.domain if f.address else None, allowed, f.protocol))
+    return tuple(found)
+
+
+def _lan_may(rules: RuleSet, domain: str, traffic: Traffic, lan: IPv4Network | None) -> bool:
+    """Whether a rule lets somebody behind the uplink open this to a domain: asked for one of each kind of address."""
+    about = [r for r in rules.rules if r.action == "allow" and r.speaks_of(traffic)]
+    words = {word for r in about for ends in r.directions() for word in ends[0] if rules.is_remote(word)}
+    samples = [net[0] for word in words for net in rules.blocks(word)]
+    samples += [*([lan[-2]] if lan else []), _SOMEBODY]
+    target = Party(domain)
+    return any(rules.decide(Party(address=a), target, traffic, lan) == "allow" for a in samples)
+
+
+def _may_reach_dom0(contents: Contents) -> bool:
+    """Whether a rule allows some domain something of domain 0."""
+    rules = _rules_of(contents)
+    return any(
+        r.action == "allow"
+        and any(word in ("any", "dom0") or "dom0" in rules.groups.get(word, ()) for word in targets)
+        and any(word not in ("lan", "internet", "dom0") and not rules.is_remote(word) for word in openers)
+        for r in rules.rules
+        for openers, targets in r.directions()
+    )
+
+
+def _lan_lost(nat: Nat) -> str:
+    """What is wrong with the uplink, "" if it is as it was when NAT was enabled."""
+    from vfr.kernel import links
+
+    link = links.links().get(nat.uplink)
+    if link is None:
+        return f"the uplink {nat.uplink} is gone"
+    own = [str(a.ip) for index, a in links.addresses() if index == link.index]
+    if str(nat.address) not in own:
+        return f"the uplink {nat.uplink} has lost the address {nat.address}; it has {', '.join(own) or 'none'}"
+    return "" if link.up else f"the uplink {nat.uplink} is down"
 
 
 def _check_place(
@@ -1022,16 +1198,35 @@ def read_file(file: Path) -> str:
 
 def _read_anew(contents: Contents) -> Contents:
     """With its rules as this version keeps them, if an earlier one wrote them down."""
-    from vfr.ruling import ruled
-
     rules = contents.rules
     if rules is None or rules.numbers or not rules.text:
         return contents
     return replace(contents, rules=ruled(rules.file, rules.text)[0])
 
 
+def reached(contents: Contents) -> reaching.Reach:
+    """What can talk to what."""
+    names = [d.name for d in contents.domains]
+    return reaching.reach(_rules_of(contents), names, _lan(contents.nat), contents.nat is not None)
+
+
+def forward_rules(contents: Contents) -> tuple[ForwardRule, ...]:
+    """Every forward as a rule file would have it, those to ssh among them."""
+    from vfr.policy import ForwardRule
+
+    ssh = [(d.name, port) for d in contents.domains if (port := forwards.ssh_port(d.address, contents.nat))]
+    own = (ForwardRule("tcp", (port, port), name, (forwards.SSH, forwards.SSH)) for name, port in ssh)
+    return (*own, *(contents.rules.forwards if contents.rules else ()))
+
+
 def _slots(contents: Contents) -> dict[str, int]:
     return {d.name: d.slot for d in contents.domains}
+
+
+def _seats(contents: Contents) -> dict[str, int]:
+    """The slots of the names that rules go by."""
+    slots = {**_slots(contents), "dom0": 0}
+    return {name: slots[name] for name in (*(contents.rules.names if contents.rules else ()), "dom0") if name in slots}
 
 
 def _lan(nat: Nat | None) -> IPv4Network | None:
@@ -1043,8 +1238,6 @@ def _lan(nat: Nat | None) -> IPv4Network | None:
 
 
 def _policy_digest(contents: Contents) -> str:
-    from vfr.ruling import digest
-
     return digest(contents.rules, _slots(contents), _lan(contents.nat))
 
 

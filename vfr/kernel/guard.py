@@ -128,6 +128,12 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def is_there() -> bool:
+    """Whether there is a table of ours, whatever it says."""
+    done = subprocess.run(["nft", "list", "tables"], text=True, capture_output=True, check=False)
+    return any(f"table {table}" in done.stdout.splitlines() for table in _TABLES)
+
+
 def in_force(note: Path) -> str | None:
     """The hash of the script that was put in force, None if anybody has changed its tables since.
 

@@ -49,7 +49,8 @@ class TooManyError(VfrError):
 @dataclass(frozen=True, slots=True)
 class CompiledPolicy:
     """The tables: `pairs` (opener, target) -> row; `sets` by number; `groups` slot -> node; `remotes`; `rules` by
-    number. `digest` is 64 hex digits that no other policy has."""
+    number. `digest` is 64 hex digits that no other policy has. `nodes` of each word and the rules `by_pair` are what the
+    tables were made by."""
 
     pairs: Mapping[Pair, Row]
     sets: Mapping[int, tuple[Entry, ...]]
@@ -57,14 +58,16 @@ class CompiledPolicy:
     remotes: tuple[Remote, ...]
     rules: Mapping[int, Rule]
     digest: str
+    nodes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
+    by_pair: Mapping[Pair, Sequence[int]] = field(default_factory=dict, compare=False, repr=False)
     _lookup: dict[tuple[int, ...], int] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def levels(self) -> int:
         """A bit for each (opener's level, target's level) that some row has: 1 << (3 * opener's + target's)."""
         found = 0
-        for opener, target in self.pairs:
-            found |= 1 << (3 * _level(opener) + _level(target))
+        for pair in self.pairs:
+            found |= level_bit(*pair)
         return found
 
     def remote(self, address: IPv4Address) -> tuple[int, int]:
@@ -140,6 +143,11 @@ def _level(node: int) -> int:
         return 2
     is_middle = int(Limit.NODE_GROUPS) <= node < int(Limit.NODE_REMOTES) or node in (NODE_LOCAL, NODE_INTERNET)
     return 1 if is_middle else 0
+
+
+def level_bit(opener: int, target: int) -> int:
+    """Of a row, in CompiledPolicy.levels."""
+    return 1 << (3 * _level(opener) + _level(target))
 
 
 # Ports
@@ -285,10 +293,20 @@ class _Ends:
                 of_word[word].append(node)
         self.nodes |= {word: tuple(nodes) for word, nodes in of_word.items()}
 
-    def of(self, words: Sequence[str]) -> tuple[int, ...]:
-        if len(words) == 1:
-            return self.nodes[words[0]]
-        return tuple(dict.fromkeys(node for word in words for node in self.nodes[word]))
+
+def _nodes_of(words: Sequence[str], nodes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    if len(words) == 1:
+        return nodes[words[0]]
+    return tuple(dict.fromkeys(node for word in words for node in nodes[word]))
+
+
+def pairs_of(rule: Rule, nodes: Mapping[str, tuple[int, ...]]) -> Iterator[Pair]:
+    """The rows that a rule is in. KeyError for a word that has no nodes yet, TooManyError if they are too many."""
+    for openers, targets in rule.directions():
+        from_nodes, to_nodes = _nodes_of(openers, nodes), _nodes_of(targets, nodes)
+        if len(from_nodes) * len(to_nodes) > PAIRS_MOST:
+            raise TooManyError(TOO_MANY_PAIRS)
+        yield from product(from_nodes, to_nodes)
 
 
 def numbered(rules: Sequence[Rule]) -> tuple[int, ...]:
@@ -322,16 +340,27 @@ def compile_rules(
     ends = _Ends(rules, slots, lan)
     by_pair: dict[Pair, list[int]] = {}
     for number, rule in by_number.items():
-        for openers, targets in rule.directions():
-            from_nodes, to_nodes = ends.of(openers), ends.of(targets)
-            if len(from_nodes) * len(to_nodes) > PAIRS_MOST:
-                raise TooManyError(TOO_MANY_PAIRS)
-            for pair in product(from_nodes, to_nodes):
-                by_pair.setdefault(pair, []).append(number)
+        for pair in pairs_of(rule, ends.nodes):
+            by_pair.setdefault(pair, []).append(number)
         if len(by_pair) > PAIRS_MOST:
             raise TooManyError(TOO_MANY_PAIRS)
     pairs, sets = _rows(by_number, by_pair)
-    return CompiledPolicy(pairs, sets, ends.groups, tuple(ends.remotes), by_number, _digest(rules, numbers, slots, lan))
+    return CompiledPolicy(
+        pairs,
+        sets,
+        ends.groups,
+        tuple(ends.remotes),
+        by_number,
+        _digest(rules, numbers, slots, lan),
+        ends.nodes,
+        by_pair,
+    )
+
+
+def row_of(rules: Mapping[int, Rule], standing: Standing, said: Sequence[int]) -> tuple[tuple[Entry, ...], int]:
+    """What the rules of one row say together: entries, and flags; IS_RULE if it is one rule for every IP protocol."""
+    entries, flags = _entries(rules, standing, said), _flags(rules, said)
+    return entries, flags | (IS_RULE if len(entries) == 1 and entries[0][0] == 8 else 0)
 
 
 def _rows(
@@ -345,9 +374,9 @@ def _rows(
     for pair, numbers in sorted(by_pair.items()):
         said = tuple(numbers)
         if said not in made:
-            entries, flags = _entries(rules, standing, said), _flags(rules, said)
-            if len(entries) == 1 and entries[0][0] == 8:
-                made[said] = (entries[0][4], flags | IS_RULE)
+            entries, flags = row_of(rules, standing, said)
+            if flags & IS_RULE:
+                made[said] = (entries[0][4], flags)
             else:
                 made[said] = (known.setdefault(entries, len(known) + 1), flags)
         pairs[pair] = made[said]
