@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network
 
 from hypothesis import strategies as st
@@ -29,6 +30,8 @@ BLOCKS = (
     "2001:db8::7",
 )
 GROUPS, SETS = ("tier", "all", "nobody"), ("site", "wide", "void")
+NEAR = ("any", "dom0", *SLOTS, *GROUPS)
+WORDS = ("lan", "internet", "stranger", *NEAR, *SETS, *BLOCKS)
 PORTS = st.one_of(st.sampled_from([0, 1, 21, 22, 23, 80, 65534, 65535]), st.integers(0, 65535))
 COMMENTS = st.one_of(st.just(""), st.text("ab #;->.'0é", max_size=8))
 ETHER_TYPES = st.sampled_from([0x0600, 0x889A, 0x88B5, 0xFFFF])
@@ -48,11 +51,11 @@ def whats(draw: st.DrawFn) -> What | None:
 
 
 @st.composite
-def rules(draw: st.DrawFn) -> Rule:
-    """Any rule."""
-    if draw(st.integers(0, 7)) == 0:
-        return draw(_ether_rules())
-    words = ("any", "lan", "internet", "dom0", *SLOTS, "stranger", *GROUPS, *SETS, *BLOCKS)
+def rules(draw: st.DrawFn, words: Sequence[str] = WORDS) -> Rule:
+    """Any rule about some of these words."""
+    near = [word for word in words if word in NEAR]
+    if near and draw(st.integers(0, 5)) == 0:
+        return draw(_ether_rules(near))
     ends = st.lists(st.sampled_from(words), min_size=1, max_size=2).map(tuple)
     action = draw(st.sampled_from(["allow", "allow", "deny", "reject"]))
     limits = st.sampled_from([0, 0, 1, 5, LIMIT_MOST]) if action == "allow" else st.just(0)
@@ -61,8 +64,8 @@ def rules(draw: st.DrawFn) -> Rule:
 
 
 @st.composite
-def _ether_rules(draw: st.DrawFn) -> Rule:
-    ends = st.lists(st.sampled_from(("any", "dom0", *SLOTS, *GROUPS)), min_size=1, max_size=2).map(tuple)
+def _ether_rules(draw: st.DrawFn, words: Sequence[str]) -> Rule:
+    ends = st.lists(st.sampled_from(words), min_size=1, max_size=2).map(tuple)
     kinds = draw(st.lists(ETHER_TYPES, min_size=1, max_size=2))
     what = What(0, tuple((kind, kind) for kind in kinds), True)
     return Rule(draw(st.sampled_from(["allow", "deny"])), draw(ends), draw(ends), what, draw(st.booleans()))
@@ -70,12 +73,14 @@ def _ether_rules(draw: st.DrawFn) -> Rule:
 
 @st.composite
 def rule_sets(draw: st.DrawFn, least: int = 0, most: int = 8) -> RuleSet:
-    """Rules, with what their names stand for, circles included."""
+    """Rules, with what their names stand for, circles included. Half of them are about two or three words, and thus
+    about the same pairs again and again."""
     members = st.lists(st.sampled_from(("dom0", *SLOTS, "stranger", *GROUPS[:2])), max_size=3).map(tuple)
     blocks = st.lists(st.sampled_from((*BLOCKS, *SETS[:2])), max_size=3).map(tuple)
     groups = {name: draw(members) for name in GROUPS[:2]} | {GROUPS[2]: ()}
     sets = {name: draw(blocks) for name in SETS[:2]} | {SETS[2]: ()}
-    return RuleSet(tuple(draw(st.lists(rules(), min_size=least, max_size=most))), groups, sets)
+    words = draw(st.one_of(st.just(WORDS), st.lists(st.sampled_from(WORDS), min_size=1, max_size=3)))
+    return RuleSet(tuple(draw(st.lists(rules(words), min_size=least, max_size=most))), groups, sets)
 
 
 @st.composite
