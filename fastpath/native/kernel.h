@@ -37,6 +37,7 @@ struct native_map {
 	__u32 walking;               /* for_each calls that go on: the dead are freed after them */
 	__u8 *values;
 	struct native_elem **table;
+	__u32 *lengths;              /* of a trie: how many elements have a prefix of so many bits */
 	struct native_elem *graves;
 	struct native_map **inner;
 };
