@@ -165,17 +165,24 @@ static void bury(struct native_map *map, struct native_elem *elem)
 		free_elem(elem);
 }
 
-static void drop_map(struct native_map *map)
+void native_empty(struct native_map *map)
 {
 	struct native_elem *elem, *next;
 
-	if (!map)
-		return;
-	for (__u32 i = 0; i < map->buckets; i++)
+	for (__u32 i = 0; i < map->buckets; i++) {
 		for (elem = map->table[i]; elem; elem = next) {
 			next = elem->next;
 			bury(map, elem);
 		}
+		map->table[i] = NULL;
+	}
+}
+
+static void drop_map(struct native_map *map)
+{
+	if (!map)
+		return;
+	native_empty(map);
 	if (map->values)
 		NATIVE_UNPOISON(map->values, (size_t)map->max_entries * map->stride);
 	maps[map->id % MAPS_MAX] = NULL;

@@ -13,6 +13,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from support import world
+from vfr import _abi
 from vfr._abi import Deliver, Kind, Limit, Verdict
 from vfr.kernel import bpf
 from vfr.kernel.fastpath import Config, DomainRow, Fastpath, Forward, Hook
@@ -114,6 +115,17 @@ class Bench:
         self.host_binds(router.host_ports)
         if fp.policy_digest() != router.policy.digest:  # type: ignore[attr-defined]
             fp.replace_policy(router.policy)  # type: ignore[arg-type]
+        self._forget_rates(router)
+
+    def _forget_rates(self, router: Router) -> None:
+        """A rule that stays in force goes on counting what its limit let begin."""
+        rules = self.fastpath._maps["rules"]
+        for number, rule in router.policy.rules.items():  # type: ignore[attr-defined]
+            raw = rules.get(number.to_bytes(4, "little")) if rule.limit else None
+            if raw:
+                row = _abi.Rule.from_buffer_copy(raw)
+                row.until_ns = 0
+                rules.set(number.to_bytes(4, "little"), bytes(row))
 
     def host_binds(self, ports: frozenset[tuple[int, int]]) -> None:
         """From now on the host has sockets on these (protocol, port), and no others."""
