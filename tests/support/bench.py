@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -126,6 +127,13 @@ class Bench:
                 row = _abi.Rule.from_buffer_copy(raw)
                 row.until_ns = 0
                 rules.set(number.to_bytes(4, "little"), bytes(row))
+
+    def clock(self, nanoseconds: int) -> None:
+        """It is so late for the fastpath, as nearly as a clock that goes on can be set."""
+        config = self.fastpath._maps["config"]
+        row = _abi.Config.from_buffer_copy(config.get(bytes(4)) or b"")
+        row.clock_ahead_ns = nanoseconds - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        config.set(bytes(4), bytes(row))
 
     def host_binds(self, ports: frozenset[tuple[int, int]]) -> None:
         """From now on the host has sockets on these (protocol, port), and no others."""

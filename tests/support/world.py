@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
-from vfr.policy import compile_rules, parse
+from vfr.policy import Rule, compile_rules, parse
 from vfr.settings import Limits
 from vfr.spec import Domain, Router
 
@@ -42,9 +42,11 @@ NODES = {
 }
 
 
-def router(rules: str) -> Router:
-    """The model's view of it under these rules."""
-    compiled = compile_rules(parse(rules, "case.rules"), {n: s for n, s in SLOTS.items() if s}, LAN_NET)
+def router(rules: str, known: dict[Rule, int] | None = None) -> Router:
+    """The model's view of it under these rules. `known` are numbers that rules keep; new ones are added."""
+    parsed = parse(rules, "case.rules")
+    numbers = None if known is None else [known.setdefault(rule, len(known) + 1) for rule in parsed.rules]
+    compiled = compile_rules(parsed, {n: s for n, s in SLOTS.items() if s}, LAN_NET, numbers)
     domains = {
         slot: Domain(
             int(IPv4Address(NODES[name].ip)),
