@@ -256,7 +256,7 @@ def _converse(
     try:
         for _ in range(LENGTH):
             pause = rng.choice((2, 29, 31, 61, 241, 301)) if rng.random() < 0.1 else 0
-            now += pause * SECOND + 10**6
+            now += pause * SECOND + world.STEP_NS
             if rng.random() < 0.03:
                 host = frozenset(port for port in HOST_PORTS if rng.random() < 0.5)
             sender, frame = traffic.next()

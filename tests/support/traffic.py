@@ -109,6 +109,7 @@ class Traffic:
     rng: Random
     heard: deque[tuple[int, bytes]] = field(default_factory=lambda: deque(maxlen=12))
     in_sorter: deque[bytes] = field(default_factory=lambda: deque(maxlen=6))
+    burst: list[tuple[int, bytes]] = field(default_factory=list)
 
     def delivered(self, to: int, frame: bytes) -> None:
         """A frame with IP that was handed to a slot, or to LAN."""
@@ -122,6 +123,8 @@ class Traffic:
         """A sender, and the frame it sends."""
         rng = self.rng
         kind = rng.random()
+        if self.burst:
+            return self.burst.pop()
         if self.heard and kind < 0.4:
             to, last = rng.choice(self.heard)
             wrong = is_ip(last) and rng.random() < 0.15
@@ -150,7 +153,16 @@ class Traffic:
             others = [a for s, a in ADDRESS.items() if s != sender]
             dst = rng.choice(others) if rng.random() < 0.4 else int(IPv4Address(rng.choice(TARGETS)))
             src = ADDRESS[sender]
+        if rng.random() < 0.05:
+            protocol, port = rng.choice((TCP, UDP, ICMP)), rng.choice(PORTS)
+            self.burst = [(sender, frame(sender, self._opening(src, dst, protocol, port))) for _ in range(4)]
         return sender, frame(sender, self._packet(src, dst))
+
+    def _opening(self, src: int, dst: int, protocol: int, port: int) -> bytes:
+        """One of several that begin a conversation each, at once."""
+        flags = self.rng.choice((ECHO, STAMP)) if protocol == ICMP else FLAGS["S"]
+        l4 = l4_packet(src, dst, protocol, self.rng.randrange(1024, 65536), port, flags, b"")
+        return ip_packet(src, dst, protocol, l4)
 
     def _raw(self, sender: int) -> bytes:
         """Raw Ethernet: mostly to a domain, now and then to the router, a group or nobody, or too long."""
