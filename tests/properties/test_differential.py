@@ -33,6 +33,10 @@ SEED = int(os.environ.get("VFR_SEED", "0"))
 LENGTH = 60  # packets in a conversation
 PER_RULES = 200  # conversations under the same rules: a new policy takes the kernel 0.2 s
 START = 10**15
+# Between two packets. The object's clock goes on by itself while it is asked, now and then for some ms, and no rate's
+# allowance may come back just then; but a conversation without a pause takes less than a second, after which full
+# tables may be swept again.
+STEP_NS = 15_000_000
 RULES = policies.ALL
 TABLES: dict[str, type[ctypes.Structure]] = {
     "sessions": _abi.Session,
@@ -256,7 +260,7 @@ def _converse(
     try:
         for _ in range(LENGTH):
             pause = rng.choice((2, 29, 31, 61, 241, 301)) if rng.random() < 0.1 else 0
-            now += pause * SECOND + world.STEP_NS
+            now += pause * SECOND + STEP_NS
             if rng.random() < 0.03:
                 host = frozenset(port for port in HOST_PORTS if rng.random() < 0.5)
             sender, frame = traffic.next()

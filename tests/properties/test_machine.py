@@ -25,6 +25,9 @@ from vfr.policy import Rule
 from vfr.spec import State, Step, step
 from vfr.spec.model import LAN, SECOND
 
+# Between two packets. The object's clock goes on by itself while it is asked, now and then for some ms; no multiple of
+# this is near to when an allowance of a rule's limit comes back.
+STEP_NS = 130_000_000
 # The same ones each time, unless so many others are asked for.
 EXAMPLES = int(os.environ.get("VFR_EXAMPLES", "60"))
 # Each is what others are changed to: some of their rules stay, some go, and some say the same by other words.
@@ -113,7 +116,7 @@ class Conversations(RuleBasedStateMachine):
 
         The object clears a full table of its dead once a second at the most, and the model has no dead: swept here.
         """
-        self.now += world.STEP_NS
+        self.now += STEP_NS
         self.bench.clock(self.now)
         for slot in world.SLOTS.values():
             self.bench.fastpath.sweep(slot)

@@ -23,9 +23,6 @@ NAT_LOW = 16384
 SLOTS = {"dom0": 0, "web": 1, "db": 2, "odd": 3}
 FORWARDS = {(6, 2202): (1, 22), (6, 2203): (2, 22)}
 QUOTA = 16
-# Between two packets, where the object is compared with others: its clock goes on by itself while it is asked, now and
-# then for some ms, and no rate's allowance may come back just then.
-STEP_NS = 130_000_000
 LIMITS = Limits(sessions=QUOTA, inbound=QUOTA, half_open=12, new_per_s=0, errors_per_s=100_000, fragments=4)
 
 
