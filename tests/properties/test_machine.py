@@ -254,7 +254,9 @@ class Conversations(RuleBasedStateMachine):
     def send_raw(self, guest: str, to: str, kind: int) -> None:
         self._send(world.SLOTS[guest], ether(guest, Raw(b"x" * 46), dst=world.NODES[to].mac, type=kind))
 
-    @rule(target=datagrams, sender=SENDERS, to=st.sampled_from(["lan", "web", "db"]), port=st.sampled_from([22, 53, 80]))
+    @rule(
+        target=datagrams, sender=SENDERS, to=st.sampled_from(["lan", "web", "db"]), port=st.sampled_from([22, 53, 80])
+    )
     def begin_a_datagram(self, sender: str, to: str, port: int) -> object:
         """Its first fragment, let through; the others are in flight."""
         self.datagrams_sent += 1

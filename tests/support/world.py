@@ -71,4 +71,6 @@ def router(rules: str, known: dict[Rule, int] | None = None) -> Router:
 def without_rates(state: State, policy: Policy) -> State:
     """What is left when this policy comes into force: a rule that goes away is forgotten, with what it let begin."""
     kept = policy.rules  # type: ignore[attr-defined]
-    return replace(state, whole={what: when for what, when in state.whole.items() if what[1] != "rule" or what[0] in kept})
+    return replace(
+        state, whole={what: when for what, when in state.whole.items() if what[1] != "rule" or what[0] in kept}
+    )
