@@ -121,6 +121,7 @@ class Native(Bench):
         # The emulated kernel has one thread, and nothing to wait for.
         module.Fastpath._side_by_side = staticmethod(lambda names, work: [work(name) for name in names])
         self._seated = set()
+        self.bpf = module.bpf
         self.fastpath = module.Fastpath(Path("/native"))
         self.fastpath.new_lan_tables()
         self.fastpath.sweep = lambda row: self.library.native_sweep(ctypes.c_uint32(row))
