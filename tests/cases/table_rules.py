@@ -6,7 +6,19 @@ from scapy.layers.inet import ICMP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q
 from scapy.packet import Packet, Raw
-from support.frames import LAN_ADDRESS, arriving, echo, ether, icmp_from_router, ip, tcp, timestamp, udp
+from support.frames import (
+    LAN_ADDRESS,
+    arp,
+    arp_answer,
+    arriving,
+    echo,
+    ether,
+    icmp_from_router,
+    ip,
+    tcp,
+    timestamp,
+    udp,
+)
 from support.world import GATEWAY_MAC, NODES
 
 from cases.case import XEN, Case, coming_in, going_out
@@ -200,7 +212,7 @@ QUERIES = (
         "a timestamp request, where icmp is allowed", "web", STAMP, V.TO_LAN, going_out(STAMP, 16395), "lan", lab=True
     ),
     Case(
-        "and its answer",
+        "and its reply",
         "lan",
         STAMPED,
         V.TO_DOMAIN,
@@ -305,7 +317,12 @@ PROTOCOLS = (
     _near("rejected among all", "allow any -> any\nreject any -> any proto 47\n", V.DROP_REJECTED, GRE),
     _near("the other way needs a rule", GRE_ONLY, V.DROP_POLICY, GRE_BACK),
     _near("or one for both ways", "allow web <-> db proto 47\n", packet=GRE_BACK),
-    _near("to domain 0", "allow web -> dom0 proto ospf\n", V.TO_DOM0, ip("web", "dom0", proto=89) / Raw(b"x" * 44)),
+    _near(
+        "another protocol to domain 0",
+        "allow web -> dom0 proto ospf\n",
+        V.TO_DOM0,
+        ip("web", "dom0", proto=89) / Raw(b"x" * 44),
+    ),
     _near("with nothing in it", "allow web -> db\n", packet=ip("web", "db", proto=59)),
     Case(
         "its answer",
@@ -332,7 +349,7 @@ PROTOCOLS = (
         "nor by the LAN address", "web", ip("web", LAN_ADDRESS, proto=47), V.DROP_PROTOCOL, rules="allow any -> any\n"
     ),
     Case(
-        "from the LAN it is the host's",
+        "from the LAN another protocol is the host's",
         "lan",
         ip("lan", LAN_ADDRESS, proto=47) / Raw(b"x" * 20),
         V.NOT_OURS,
@@ -399,13 +416,24 @@ ETHERS = (
     Case("to nobody's MAC", "web", _raw("web", "02:00:00:00:00:77"), V.DROP_ETHERTYPE, rules=STORAGE),
     Case("to the router's MAC", "web", _raw("web", GATEWAY_MAC), V.DROP_ETHERTYPE, rules=STORAGE),
     Case("to the LAN's MAC", "web", _raw("web", "lan"), V.DROP_ETHERTYPE, rules="allow any -> any ether 0x889a\n"),
-    Case("to itself", "web", _raw("web", "web"), V.DROP_ETHERTYPE, rules="allow any -> any ether 0x889a\n"),
+    Case(
+        "raw Ethernet to itself", "web", _raw("web", "web"), V.DROP_ETHERTYPE, rules="allow any -> any ether 0x889a\n"
+    ),
     Case("with a VLAN tag", "web", TAGGED, V.DROP_VLAN, rules=STORAGE, lab=True),
     Case("from another's MAC", "web", _raw("web", "db", src=NODES["odd"].mac), V.DROP_SRC_MAC, rules=STORAGE, lab=True),
     Case("as long as the MTU", "web", LONGEST, V.TO_DOMAIN, LONGEST, "db", STORAGE),
     Case("longer than the MTU", "web", _raw("web", "db", load=1501), V.DROP_TOO_BIG, rules=STORAGE),
     Case("with nothing in it but a type", "web", BARE, V.TO_DOMAIN, BARE, "db", STORAGE),
-    Case("to domain 0", "web", RAW_DOM0, V.TO_DOM0, RAW_DOM0, "dom0", "allow web -> dom0 ether 0x88cc\n", lab=True),
+    Case(
+        "raw Ethernet to domain 0",
+        "web",
+        RAW_DOM0,
+        V.TO_DOM0,
+        RAW_DOM0,
+        "dom0",
+        "allow web -> dom0 ether 0x88cc\n",
+        lab=True,
+    ),
     Case("to domain 0 without a rule", "web", RAW_DOM0, V.DROP_ETHERTYPE, rules=STORAGE),
     Case(
         "from domain 0",
@@ -442,7 +470,7 @@ ETHERS = (
     ),
     Case("nor is IPv6", "web", ether("web", IPv6(), dst=NODES["db"].mac), V.DROP_IPV6, rules=STORAGE),
     Case(
-        "from the LAN it is the host's",
+        "from the LAN raw Ethernet is the host's",
         "lan",
         _raw("lan", GATEWAY_MAC),
         V.NOT_OURS,
@@ -511,4 +539,29 @@ LIMITS = (
     ),
 )
 
-RULES = (*LEVELS, *BLOCKS, *QUERIES, *PROTOCOLS, *ETHERS, *LIMITS)
+
+def _found(sentence: str, rules: str, found: bool = True, asker: str = "web", lab: bool = False) -> Case:
+    """web, or another, asks for db by ARP."""
+    packet = arp(asker, NODES["db"].ip)
+    if not found:
+        return Case(sentence, asker, packet, V.DROP_ARP_UNANSWERED, rules=rules, lab=lab)
+    return Case(sentence, asker, packet, V.ANSWERED, arp_answer(asker, NODES["db"].ip), asker, rules, lab=lab)
+
+
+# Whoever may be spoken to, or may speak, is found; and who is told why not. Where everything is denied, nobody is.
+NEIGHBOURS = (
+    _found("ARP by a rule for its group", TIER + "allow tier -> data tcp 5432\n"),
+    _found("ARP by a rule for everybody", "allow any -> any udp 53\n"),
+    _found("ARP by a rule for another protocol", "allow web -> db proto 47\n"),
+    _found("ARP for who may open to it", TIER + "allow data -> tier\n"),
+    _found("ARP for who is rejected", "reject any -> data\ngroup data = db\n"),
+    _found("ARP where one port is denied", "allow web -> db\ndeny any -> any tcp 22\n"),
+    _found("ARP where all is denied one way only", "allow db -> web\ndeny web -> db\n"),
+    _found("ARP where all is denied", "allow web -> db\ndeny any -> any\n", False, lab=True),
+    _found("ARP where all is denied to its group", TIER + "allow any -> any\ndeny tier <-> data\n", False),
+    _found("ARP where raw Ethernet alone is allowed", STORAGE, False),
+    _found("ARP where the LAN alone is allowed", "allow any -> lan\nallow any -> 0.0.0.0/0\n", False),
+    _found("ARP by a rule for a group that it is not in", TIER + "allow data -> odd\nallow odd -> db\n", False),
+)
+
+RULES = (*NEIGHBOURS, *LEVELS, *BLOCKS, *QUERIES, *PROTOCOLS, *ETHERS, *LIMITS)
