@@ -252,6 +252,7 @@ class Router:
         self._instance = instances.current()
         self._on_step = on_step
         self._policies: dict[str, CompiledPolicy] = {}
+        self._book: Book | None = None
 
     def __enter__(self) -> Router:
         return self
@@ -879,17 +880,20 @@ class Router:
             return patch
         policy = self._policy_of(contents)
         rules = contents.rules or Rules("", "")
-        made = Book.of(policy, policy.digest, definitions(rules).rules, _seats(contents), _lan(contents.nat))
+        made = Book.of(policy, _rules_of(contents), _seats(contents), _lan(contents.nat), definitions(rules))
         made.save(path)
         return policy
 
     def _patched(self, contents: Contents, path: Path, in_force: str | None) -> tuple[Book, Patch] | None:
-        book, rules = Book.load(path, in_force), contents.rules
+        rules = contents.rules
+        if self._book is None or self._book.digest != in_force:
+            self._book = Book.load(path, in_force)
+        book = self._book
         if book is None or rules is None:
             return None
         seats, lan = _seats(contents), _lan(contents.nat)
         added, removed = changes(book, rules)
-        if len(added) + len(removed) > RULES_AT_ONCE or not book.knows(definitions(rules).rules, seats, lan):
+        if len(added) + len(removed) > RULES_AT_ONCE or not book.knows(definitions(rules), seats, lan):
             return None
         patch = book.patch(rules_at(rules, added), removed, seats)
         return (book, replace(patch, digest=_policy_digest(contents))) if patch else None

@@ -94,15 +94,18 @@ def _spliced(file: str, text: str, before: Rules, taken: Container[int]) -> tupl
     ruling = dict(zip(before.lines, before.numbers, strict=True))
     if max(old_end, new_end) - low > RULES_AT_ONCE or not ruling:
         return None
-    others = [line for n, line in enumerate(old, 1) if n not in ruling]
     touched = [old[n - 1] for n in range(low + 1, old_end + 1) if n not in ruling]
     if any(rule_text(line) for line in touched) or _is_open(old[:low], ruling):
         return None
+    shift = new_end - old_end
+    lines_at = [n + shift * (n > low) for n in range(1, len(old) + 1) if n not in ruling and _declares(old[n - 1])]
     try:
-        document = parse_document("\n".join(others), file)
+        declared = parse_document("\n".join(new[n - 1] for n in lines_at), file)
         fresh = parse_document("\n".join(new[low:new_end]), file)
     except RuleError:
         return None  # the whole text says where
+    if declared.forwards != before.forwards:
+        return None
     if fresh != Document(rules=RuleSet(fresh.rules.rules)):
         return None
     known = {rule_text(old[n - 1]): ruling[n] for n in range(low + 1, old_end + 1) if n in ruling}
@@ -113,20 +116,30 @@ def _spliced(file: str, text: str, before: Rules, taken: Container[int]) -> tupl
     numbers = _Numbers(set(before.numbers), taken)
     for name in wanted:
         known.setdefault(name, numbers.fresh())
-    shift = new_end - old_end
     lines = [
         *((n, m) for n, m in ruling.items() if n <= low),
         *((low + line, known[name]) for line, name in zip(fresh.rules.lines, wanted, strict=True)),
         *((n + shift, m) for n, m in ruling.items() if n > old_end),
     ]
-    others_at = [n + shift * (n > low) for n in range(1, len(old) + 1) if n not in ruling]
-    places = tuple((others_at[line - 1], column) for line, column in document.places)
-    used = replace(document, places=places, rules=replace(document.rules, rules=fresh.rules.rules, lines=(), file=file))
-    names = tuple(sorted({*before.names, *_names(used)}))
-    made = Rules(
-        file, text, tuple(n for n, _ in lines), tuple(m for _, m in lines), names, before.defined, document.forwards
+    places = tuple((lines_at[line - 1], column) for line, column in declared.places)
+    document = replace(declared, places=places, rules=replace(fresh.rules, lines=(), file=file))
+    words = {word for rule in fresh.rules.rules for word in (*rule.openers, *rule.targets)}
+    names = {word for word in words if word not in before.defined and not looks_like_address(word)}
+    made = replace(
+        before,
+        file=file,
+        text=text,
+        lines=tuple(n for n, _ in lines),
+        numbers=tuple(m for _, m in lines),
+        names=tuple(sorted({*before.names, *names})),
     )
-    return made, used
+    return made, document
+
+
+def _declares(line: str) -> bool:
+    """Whether it is a statement about more than rules; of a list in braces it may be a part that looks so, which then
+    is none that can be read."""
+    return line.split()[:1] in (["nat"], ["domain"], ["forward"])
 
 
 def _is_open(lines: Sequence[str], ruling: Container[int]) -> bool:
@@ -135,11 +148,11 @@ def _is_open(lines: Sequence[str], ruling: Container[int]) -> bool:
     return sum(text.count("{") - text.count("}") for text in texts) > 0
 
 
-def definitions(rules: Rules) -> Document:
-    """All that the text says but the rules."""
+def definitions(rules: Rules) -> str:
+    """A mark of all that the text says beside rules: 64 hex digits."""
     ruling = set(rules.lines)
-    others = [line for n, line in enumerate(rules.text.splitlines(), 1) if n not in ruling]
-    return read("\n".join(others), rules.file)
+    others = (line for n, line in enumerate(rules.text.splitlines(), 1) if n not in ruling)
+    return hashlib.sha256("\n".join(others).encode()).hexdigest()
 
 
 def changes(book: Book, rules: Rules) -> tuple[set[int], set[int]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import marshal
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from vfr.policy.compile import CompiledPolicy, Entry, Pair, pairs_of, row_of
 from vfr.policy.rules import DOM0, Rule, RuleSet, What, looks_like_address
 
-FORMAT = 1
+FORMAT = 2
 PAIRS_AT_ONCE = 4096  # more rows than that are not few
 
 
@@ -44,10 +44,12 @@ class Patch:
 
 @dataclass(slots=True)
 class Book:
-    """What the tables of the policy `digest` were made by. `rules` are as _plain has them: most are never looked at."""
+    """What the tables of the policy `digest` were made by. `definitions` is a mark of all that the text said beside rules;
+    `rules` are as _plain has them: most are never looked at."""
 
     digest: str
     lan: str
+    definitions: str
     groups: dict[str, tuple[str, ...]]
     sets: dict[str, tuple[str, ...]]
     seats: dict[str, int]
@@ -57,13 +59,18 @@ class Book:
 
     @classmethod
     def of(
-        cls, policy: CompiledPolicy, digest: str, rules: RuleSet, seats: Mapping[str, int], lan: IPv4Network | None
+        cls,
+        policy: CompiledPolicy,
+        rules: RuleSet,
+        seats: Mapping[str, int],
+        lan: IPv4Network | None,
+        definitions: str = "",
     ) -> Book:
-        """Of tables that have just been made."""
+        """Of tables that have just been made from rules with these groups and sets."""
         by_pair = {pair: tuple(numbers) for pair, numbers in policy.by_pair.items()}
         plain = {number: _plain(rule) for number, rule in policy.rules.items()}
         named = dict(rules.groups), dict(rules.sets)
-        return cls(digest, str(lan), *named, dict(seats), dict(policy.nodes), by_pair, plain)
+        return cls(policy.digest, str(lan), definitions, *named, dict(seats), dict(policy.nodes), by_pair, plain)
 
     @classmethod
     def load(cls, path: Path, digest: str | None) -> Book | None:
@@ -76,7 +83,7 @@ class Book:
 
     def save(self, path: Path) -> None:
         """Written aside and renamed, so that it is whole or not there."""
-        parts = (self.digest, self.lan, self.groups, self.sets, self.seats, self.nodes, self.by_pair, self.rules)
+        parts = tuple(getattr(self, f.name) for f in fields(self))
         fresh = path.with_name(path.name + ".new")
         fresh.write_bytes(marshal.dumps((FORMAT, *parts)))
         fresh.rename(path)
@@ -85,9 +92,9 @@ class Book:
         action, openers, targets, what, both, log, limit = self.rules[number]
         return Rule(action, openers, targets, What(*what) if what else None, both, log, limit)
 
-    def knows(self, rules: RuleSet, seats: Mapping[str, int], lan: IPv4Network | None) -> bool:
-        """Whether names, groups, sets and the uplink's network are what they were."""
-        same = (self.groups, self.sets, self.lan) == (dict(rules.groups), dict(rules.sets), str(lan))
+    def knows(self, definitions: str, seats: Mapping[str, int], lan: IPv4Network | None) -> bool:
+        """Whether groups, sets, the slots of names and the uplink's network are what they were."""
+        same = (self.definitions, self.lan) == (definitions, str(lan))
         return same and all(seats.get(name) == self.seats.get(name) for name in self.nodes.keys() | self._members())
 
     def _members(self) -> set[str]:
