@@ -420,14 +420,25 @@ def explain(
         raise typer.Exit(1)
 
 
+def _domain_names() -> list[str]:
+    """Those that there are; a file can be checked where there can be no router, too."""
+    try:
+        return [d.name for d in Router().domains()]
+    except VfrError:
+        return []
+
+
 @rules.command("check")
 def rules_check(file: Path, json: Json = False) -> None:
     """Say whether a rule file is in order."""
     from vfr.policy import parse_document
+    from vfr.policy.language import stray_names
     from vfr.router import read_file
 
-    parse_document(read_file(file), file.name)
-    _show({"file": str(file), "ok": True}, json, lambda _: print(f"{file}: in order"))
+    document = parse_document(read_file(file), file.name)
+    strays = list(stray_names(document.rules, {*_domain_names(), *(d.name for d in document.domains or ())}))
+    text = "\n".join([*(f"{file}: {stray}" for stray in strays), f"{file}: in order"])
+    _show({"file": str(file), "ok": True, "notes": strays}, json, lambda _: print(text))
 
 
 @rules.command("import-xen")
