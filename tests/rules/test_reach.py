@@ -222,6 +222,7 @@ CAREFUL = settings(max_examples=150, deadline=None, suppress_health_check=[Healt
 # Traffic in spans
 
 
+@CAREFUL
 @given(st.lists(st.builds(What, st.sampled_from([6, 17]), PORTS) | st.sampled_from([What(1), What(47)]), max_size=4))
 def test_words_of_traffic_mean_what_they_were_made_from(whats: list[What]) -> None:
     from vfr.policy.spans import merged, without
@@ -443,6 +444,14 @@ def test_nothing_changed() -> None:
 )
 def test_a_change_in_words(after: str, lines: list[str]) -> None:
     assert list(changed(BEFORE, after)[:-1]) == lines
+
+
+def test_a_group_that_has_dom0_too_does_not_take_it_out() -> None:
+    text = "group admin = db, dom0\nallow dom0, web, ci, mail, a, b, 192.0.2.7 -> srv tcp 9"
+    found = difference(of_text("", names := (*HOME, "a", "b", "srv")), of_text(text, names))
+    assert [str(c) for c in found.changes] == [
+        "+ dom0, 192.0.2.7, any domain but db -> srv tcp 9   (office.rules:2)",
+    ]
 
 
 def test_domains_that_come_and_go() -> None:
