@@ -57,6 +57,7 @@ build: $(BUILD)/vfr.bpf.o $(BUILD)/witness.bpf.o $(BUILD)/libvfrload.so $(VENV)/
 
 abi: $(BUILD)/vfr.bpf.o
 	tools/gen_abi.py $< > vfr/_abi.py
+	tools/gen_verdicts.py > vfr/verdicts.py
 
 lab: build
 	$(VENV)/bin/vfr-lab up

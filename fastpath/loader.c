@@ -7,6 +7,7 @@
 #define _GNU_SOURCE /* vasprintf */
 #include <errno.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,6 +21,20 @@
 struct vfr_setting {
 	const char *name;
 	uint64_t value;
+};
+
+/* A map of the object's that is there already. */
+struct vfr_shared {
+	const char *name;
+	int fd;
+};
+
+/* How an object is to be loaded. */
+struct vfr_wish {
+	const struct vfr_setting *settings;
+	const struct vfr_shared *shared;
+	const char *const *programs; /* the only ones that are wanted; NULL for all */
+	int setting_count, shared_count, program_count;
 };
 
 static char *log_text;
@@ -146,6 +161,8 @@ static int pin_all(struct bpf_object *object, const char *directory)
 			return err;
 	}
 	bpf_object__for_each_program(program, object) {
+		if (!bpf_program__autoload(program))
+			continue;
 		snprintf(path, sizeof(path), "%s/%s", directory, bpf_program__name(program));
 		err = bpf_program__pin(program, path);
 		if (err)
@@ -167,12 +184,39 @@ int vfr_has_kernel_context(void)
 	return found;
 }
 
-int vfr_load(const char *path, const char *directory, const struct vfr_setting *settings, int count,
-	     char *log, size_t log_size)
+static bool is_wanted(const struct vfr_wish *wish, const char *program)
+{
+	for (int i = 0; i < wish->program_count; i++)
+		if (!strcmp(wish->programs[i], program))
+			return true;
+	return !wish->programs;
+}
+
+/* Makes the object what it is wished to be, before it is loaded. */
+static int prepare(struct bpf_object *object, const struct vfr_wish *wish)
+{
+	struct bpf_program *program;
+	int err = 0;
+
+	for (int i = 0; i < wish->setting_count && !err; i++)
+		err = set_variable(object, &wish->settings[i]);
+	for (int i = 0; i < wish->shared_count && !err; i++) {
+		struct bpf_map *map = bpf_object__find_map_by_name(object, wish->shared[i].name);
+
+		err = map ? bpf_map__reuse_fd(map, wish->shared[i].fd) : -ENOENT;
+	}
+	bpf_object__for_each_program(program, object)
+		if (!err)
+			err = bpf_program__set_autoload(program, is_wanted(wish, bpf_program__name(program)));
+	return err;
+}
+
+/* Loads an object, as it stands if `wish` is NULL, and pins its maps and programs in the directory. */
+int vfr_load(const char *path, const char *directory, const struct vfr_wish *wish, char *log, size_t log_size)
 {
 	struct descriptors templates = {};
 	struct bpf_object *object;
-	int err = 0;
+	int err;
 
 	log_text = log;
 	log_room = log_size;
@@ -180,8 +224,7 @@ int vfr_load(const char *path, const char *directory, const struct vfr_setting *
 	object = bpf_object__open_file(path, NULL);
 	if (!object)
 		return -errno;
-	for (int i = 0; i < count && !err; i++)
-		err = set_variable(object, &settings[i]);
+	err = wish ? prepare(object, wish) : 0;
 	if (!err)
 		err = make_templates(object, &templates);
 	if (!err)
@@ -232,6 +275,13 @@ static int aim_witnesses(struct bpf_object *object, const char *directory, struc
 
 		snprintf(path, sizeof(path), "%s/%s", directory, target);
 		fd = bpf_obj_get(path);
+		if (fd == -ENOENT) {
+			/* An object of which not all was wanted. */
+			err = bpf_program__set_autoload(witness, false);
+			if (err)
+				return err;
+			continue;
+		}
 		if (fd < 0)
 			return -errno;
 		opened->fd[opened->count++] = fd;
@@ -261,7 +311,7 @@ int vfr_load_witnesses(const char *path, const char *directory, char *log, size_
 		err = bpf_object__load(object);
 	if (!err)
 		bpf_object__for_each_program(witness, object)
-			if (!err)
+			if (!err && bpf_program__autoload(witness))
 				err = attach_witness(witness, directory);
 	bpf_object__close(object);
 	while (opened.count)

@@ -56,9 +56,9 @@
  *     the fastpath writes (@runtime, inner maps, @counters) nobody else does while a tenant lives.
  *   - @deliver_lan sends nothing that does not carry domain 0's LAN address as its source.
  *
- * NOTE: dropped under names of their own: IPv6, IP options, ICMP other than echo and the errors that
- * say why a packet did not arrive, and protocols other than TCP, UDP and ICMP. Sequence numbers are not
- * tracked, but for the one that a TCP peer must acknowledge before it counts as there, and the one that a RST from
+ * NOTE: dropped under names of their own: IPv6, IP options, ICMP other than echo, timestamps and the errors that
+ * say why a packet did not arrive, and, towards the LAN, protocols other than TCP, UDP and ICMP. Of other protocols
+ * between domains ICMP errors are not passed on, since their headers are not read. Sequence numbers are not tracked, but for the one that a TCP peer must acknowledge before it counts as there, and the one that a RST from
  * the LAN must have to be believed.
  */
 #include <linux/pkt_cls.h>

@@ -8,7 +8,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from vfr._abi import Verdict
 from vfr.settings import Limits
+from vfr.verdicts import MEANINGS
 
 TOP = Path(__file__).resolve().parents[1]
 
@@ -21,6 +23,14 @@ def test_abi_is_what_the_object_says() -> None:
         check=True,
     )
     assert done.stdout == (TOP / "vfr/_abi.py").read_text(), "run `make abi`"
+
+
+def test_every_verdict_has_its_meaning() -> None:
+    done = subprocess.run(
+        [sys.executable, str(TOP / "tools/gen_verdicts.py")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == (TOP / "vfr/verdicts.py").read_text(), "run `make abi`"
+    assert set(MEANINGS) == set(Verdict) - {Verdict.VERDICTS}
 
 
 def test_names_in_theory_comments_exist() -> None:

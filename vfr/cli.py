@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from vfr.errors import UsageError, VfrError
+from vfr.confirming import seconds
+from vfr.doctor import has_problem
+from vfr.errors import ConflictError, UsageError, VfrError
 from vfr.router import DomainStatus, NatStatus, Router
 
 app = typer.Typer(
@@ -80,6 +83,15 @@ def _show_domains(answer: list[dict[str, Any]]) -> None:
     _table(head, rows)
 
 
+def _forward_line(address: str, f: dict[str, Any]) -> str:
+    more = f["ports"] - 1
+    ends = [f"{port}-{port + more}" if more else f"{port}" for port in (f["outside_port"], f["inside_port"])]
+    protocol = "" if f["protocol"] == "tcp" else f"{f['protocol']} "
+    at = "127.0.0.1" if f["on"] == "host" else address
+    there = f"{f['address']}:{ends[1]}" if f["address"] else "not there"
+    return f"  {protocol}{at}:{ends[0]} -> {f['domain']} ({there})"
+
+
 def _show_nat(answer: dict[str, Any]) -> None:
     if not answer["enabled"]:
         left = f"; {answer['domains']} domains stay, isolated" if answer["domains"] else ""
@@ -93,7 +105,7 @@ def _show_nat(answer: dict[str, Any]) -> None:
         print(f"but nothing is attached to {answer['uplink']}: run `vfr nat enable` to repair")
     used = [f for f in answer["forwards"] if f["domain"]]
     for f in used:
-        print(f"  {answer['address']}:{f['outside_port']} -> {f['domain']} ({f['address']}:{f['inside_port']})")
+        print(_forward_line(answer["address"], f))
     if not used:
         print("  no domain has an address that a forward leads to")
 
@@ -105,6 +117,16 @@ def _show_stats(answer: dict[str, dict[str, dict[str, int]]]) -> None:
         for verdict, count in verdicts.items()
     ]
     _table(("WHO", "VERDICT", "PACKETS", "BYTES"), rows)
+
+
+def _show_preview(answer: dict[str, Any]) -> None:
+    lines = [*answer["reach"], *(f"  {step}" for step in answer["steps"])]
+    print("\n".join(lines) if lines else "nothing would change")
+
+
+def _show_rule_stats(answer: list[dict[str, Any]]) -> None:
+    rows = [(str(r["packets"]), str(r["bytes"]), r["where"], r["rule"]) for r in answer]
+    _table(("PACKETS", "BYTES", "WHERE", "RULE"), rows)
 
 
 def _domain(status: DomainStatus, as_json: bool) -> None:
@@ -199,7 +221,7 @@ def domain_limit(
     half_open: Annotated[int | None, typer.Option(help="TCP conversations without an answer, each way.")] = None,
     new_per_s: Annotated[int | None, typer.Option(help="New conversations a second, each way; 0: any.")] = None,
     errors_per_s: Annotated[int | None, typer.Option(help="ICMP errors sent to it a second.")] = None,
-    events_per_s: Annotated[int | None, typer.Option(help="Drops that `vfr log` tells of a second.")] = None,
+    events_per_s: Annotated[int | None, typer.Option(help="Drops that `vfr events` tells of a second.")] = None,
     fragments: Annotated[int | None, typer.Option(help="Datagrams in fragments at a time.")] = None,
     json: Json = False,
 ) -> None:
@@ -260,16 +282,17 @@ def _show_event(event: dict[str, Any]) -> None:
     if event["untold"]:
         print(f"{event['who']}: {event['untold']} more went untold")
     ends = f"{event['src']}:{event['sport']} -> {event['dst']}:{event['dport']} {event['protocol']}"
-    print(f"{event['who']}: {event['verdict']} {ends}, {event['bytes']} bytes", flush=True)
+    by = f"   ({event['where']}: {event['rule']})" if event["rule"] else ""
+    print(f"{event['who']}: {event['verdict']} {ends}, {event['bytes']} bytes{by}", flush=True)
 
 
 @app.command()
-def log(
+def events(
     count: Annotated[int | None, typer.Option(help="End after so many.")] = None,
     wait: Annotated[float | None, typer.Option(help="End after so many seconds without one.")] = None,
     json: Json = False,
 ) -> None:
-    """Tell of drops as they happen, at a rate per domain (see `vfr domain limit`)."""
+    """Tell of drops, and of what rules with `log` let begin, as they happen: at a rate per domain (`vfr domain limit`)."""
     with Router() as router:
         for event in itertools.islice(router.events(wait), count):
             if json:
@@ -279,34 +302,153 @@ def log(
 
 
 @app.command()
-def stats(name: Annotated[str | None, typer.Argument()] = None, json: Json = False) -> None:
+def stats(
+    name: Annotated[str | None, typer.Argument()] = None,
+    rules: Annotated[bool, typer.Option("--rules", help="Per rule: what it decided about.")] = False,
+    json: Json = False,
+) -> None:
     """Show what became of packets: per domain, by verdict."""
     with Router() as router:
+        if rules:
+            _show([asdict(rule) for rule in router.rule_stats()], json, _show_rule_stats)
+            return
         _show(router.stats(name), json, _show_stats)
+
+
+def _show_findings(answer: list[dict[str, Any]]) -> None:
+    for finding in answer:
+        print(f"{finding['severity']:8}{finding['id']}: {finding['text']}")
+        if finding["effect"] and (finding["do"] or finding["severity"] != "ok"):
+            print(f"{'':8}  effect: {finding['effect']}")
+        if finding["do"]:
+            print(f"{'':8}  do: {finding['do']}")
+    counts = Counter(finding["severity"] for finding in answer)
+    print(", ".join(f"{counts[kind]} {kind}" for kind in ("problem", "warning", "note", "ok")))
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Look for what on this host is in VFR's way: other firewalls, settings, ports. Exit status 1 for a problem."""
+    with Router() as router:
+        found = router.doctor()
+    _show([asdict(finding) for finding in found], json, _show_findings)
+    if has_problem(found):
+        raise typer.Exit(1)
 
 
 @app.command()
 def apply(
     file: Path,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would change.")] = False,
+    confirm: Annotated[
+        str | None, typer.Option(help="Go back by itself after so long, as 60s, unless confirmed.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Put a rule file in force."""
+    """Put a file in force: rules, forwards, and domains and NAT if it speaks of them."""
+    confirm_s = seconds(confirm) if confirm else None
     with Router() as router:
-        changes = router.preview_rules(file) if dry_run else []
-        if not dry_run:
-            router.apply_rules(file)
-    answer = {"file": str(file), "dry_run": dry_run, "changes": changes}
-    _show(answer, json, lambda _: print("\n".join(changes) if dry_run else f"{file} is in force"))
+        if dry_run:
+            preview = router.preview(file)
+            _show(asdict(preview), json, _show_preview)
+            return
+        router.apply(file, confirm_s)
+    answer = {"file": str(file), "confirm_within_s": confirm_s}
+    until = f" for {confirm}; run `vfr confirm` to keep it" if confirm else ""
+    _show(answer, json, lambda _: print(f"{file} is in force{until}"))
+
+
+@app.command()
+def confirm(
+    no: Annotated[bool, typer.Option("--no", help="Go back at once.")] = False,
+    json: Json = False,
+) -> None:
+    """Keep what was applied with --confirm."""
+    with Router() as router:
+        if not no:
+            router.confirm()
+        elif not router.go_back():
+            raise ConflictError("nothing waits to be confirmed, so there is nothing to go back on")
+    _show({"kept": not no}, json, lambda _: print("it is gone back on" if no else "it stays"))
+
+
+@app.command()
+def exposure(
+    names: Annotated[list[str] | None, typer.Argument(help="Names of domains [all].")] = None,
+    json: Json = False,
+) -> None:
+    """Show who reaches each guest: from the LAN, the host and other guests, and by which rule or forward."""
+    from vfr.reach import exposure_lines
+
+    with Router() as router:
+        found = router.exposure(*(names or ()))
+    _show([asdict(one) for one in found], json, lambda _: print("\n".join(exposure_lines(found)) or "no domains"))
+
+
+@app.command()
+def export(json: Json = False) -> None:
+    """Print the running router as a file that `vfr apply` takes."""
+    with Router() as router:
+        text = router.export()
+    _show({"file": text}, json, lambda _: print(text, end=""))
+
+
+def _show_explanation(answer: dict[str, Any]) -> None:
+    print(f"{answer['question']}: {'passes' if answer['passes'] else 'does not pass'}")
+    rows = [*answer["stages"], *((f"back: {stage}", text) for stage, text in answer["back"])]
+    verdict = f"{answer['verdict']}: " if answer["verdict"] else ""
+    rows.append(("verdict", verdict + answer["meaning"]))
+    rows += [("rule", f"{answer['where']}: {answer['rule']}")] if answer["rule"] else []
+    rows += [("missing", line) for line in answer["missing"]]
+    width = max(len(stage) for stage, _ in rows)
+    for stage, text in rows:
+        print(f"  {stage.ljust(width)}  {text}")
+
+
+@app.command()
+def explain(
+    opener: Annotated[str, typer.Argument(metavar="FROM", help="A domain, dom0, lan, internet or an address.")],
+    target: Annotated[str, typer.Argument(metavar="TO", help="The same, or forward:PORT.")],
+    what: Annotated[str, typer.Argument(metavar="PROTO[/PORT]", help="tcp/22, udp/53, icmp, gre, ether/0x889a, ...")],
+    json: Json = False,
+) -> None:
+    """Say what would become of a packet, stage by stage, and which rule decides; exit status 1 if it does not pass."""
+    with Router() as router:
+        answer = asdict(router.explain(opener, target, what))
+    _show(answer, json, _show_explanation)
+    if not answer["passes"]:
+        raise typer.Exit(1)
 
 
 @rules.command("check")
 def rules_check(file: Path, json: Json = False) -> None:
     """Say whether a rule file is in order."""
-    from vfr.router import _read_rules
+    from vfr.policy import parse_document
+    from vfr.router import read_file
 
-    _read_rules(file)
+    parse_document(read_file(file), file.name)
     _show({"file": str(file), "ok": True}, json, lambda _: print(f"{file}: in order"))
+
+
+@rules.command("import-xen")
+def rules_import_xen(
+    file: Annotated[Path, typer.Argument(help="Lines as they were written to /proc/xeno/vfr.")],
+    names: Annotated[list[str] | None, typer.Option(help="D=NAME: what Xen's domain D is called [domD].")] = None,
+    json: Json = False,
+) -> None:
+    """Print Xen 1.x's rules as a rule file: what each did then, and the rule that says so today."""
+    from vfr.policy import xen
+
+    called = xen.parse_names(names or ())
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"the rule file {str(file)!r} cannot be read: {error.strerror}") from None
+    found = xen.translate(xen.decode(data, file.name), file.name, called)
+    _show(asdict(found) | {"ok": not found.refused}, json, lambda _: print(found, end=""))
+    if found.refused:
+        lines = ", ".join(map(str, found.refused))
+        raise VfrError(f"not translated, in whole or in part: of {file.name}, line {lines}; the output says why")
 
 
 def _run(arguments: list[str]) -> None:

@@ -1,13 +1,14 @@
 """From what is wanted and what is there to what is to be done. Pure: no kernel, no files.
 
-The order is the safety: the guard and the fastpath before the first interface, an interface's filter
-before it goes up, and on the way out the interface first and what it was filtered by last.
+The order is the safety: the guard and the fastpath before the first interface, the rules before who takes a slot
+that others had, an interface's filter before it goes up, and on the way out the interface first and what it was
+filtered by last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 
 from vfr.kernel.fastpath import Config, DomainRow, Forward
@@ -170,21 +171,37 @@ def _removals(wanted: Wanted, actual: Actual) -> list[Change]:
     return gone
 
 
+def _ranges(forwards: Iterable[Forward]) -> list[tuple[str, tuple[Forward, ...]]]:
+    """Neighbours that lead to neighbours together, each with a name for them."""
+    runs: list[list[Forward]] = []
+    for f in sorted(forwards, key=lambda f: (f.protocol, f.outside_port)):
+        last = runs[-1][-1] if runs else None
+        after = last and replace(last, outside_port=last.outside_port + 1, inside_port=last.inside_port + 1)
+        if after == f:
+            runs[-1].append(f)
+        else:
+            runs.append([f])
+    named = []
+    for run in runs:
+        low, high = run[0].outside_port, run[-1].outside_port
+        protocol = "" if run[0].protocol == "tcp" else f"{run[0].protocol} "
+        named.append((f"{protocol}port {low}" if low == high else f"{protocol}ports {low}-{high}", tuple(run)))
+    return named
+
+
 def _nat(wanted: Wanted, actual: Actual) -> list[Change]:
-    todo = []
-    for forward in sorted(actual.forwards - wanted.forwards, key=lambda f: f.outside_port):
-        todo.append(Change(f"close port {forward.outside_port}", "clear_forward", (forward,)))
+    gone, new = actual.forwards - wanted.forwards, wanted.forwards - actual.forwards
+    todo = [Change(f"close {name}", "clear_forwards", (run,)) for name, run in _ranges(gone)]
     if actual.config != wanted.config:
         before = actual.config.outside if actual.config else None
         todo.append(Change("set the configuration", "configure", (wanted.config, before)))
-    for forward in sorted(wanted.forwards - actual.forwards, key=lambda f: f.outside_port):
-        todo.append(Change(f"open port {forward.outside_port}", "set_forward", (forward,)))
-    return todo
+    return todo + [Change(f"open {name}", "set_forwards", (run,)) for name, run in _ranges(new)]
 
 
 def _sorter(wanted: Wanted, actual: Actual) -> list[Change]:
     port, mtu = actual.ports.get(SORTER), wanted.smallest_mtu(actual)
-    if port is None or port.attached is None or SORTER not in actual.pins or not port.up or actual.sorter is None:
+    whole = port is not None and port.attached is not None and port.up and port.hardened and SORTER in actual.pins
+    if port is None or not whole or actual.sorter is None:
         return [Change("make the sorter", "make_sorter", (mtu, wanted.config.timers.fragments))]
     if actual.sorter != (port.index, mtu):
         return [Change("let the sorter cut to another size", "set_sorter_mtu", (mtu,))]
@@ -212,14 +229,14 @@ def plan(wanted: Wanted, actual: Actual) -> list[Change]:
     todo += _removals(wanted, actual)
     if not is_wanted(wanted.guard, actual.guard):
         todo.append(Change("write the nftables guard", "write_guard", (wanted.guard,)))
+    if actual.digest != wanted.digest:
+        todo.append(Change("replace the policy", "replace_policy"))
     todo += _nat(wanted, actual) + _sorter(wanted, actual)
     todo += [
         Change(f"bring {vif.interface} up", "bring_up", (vif, wanted.mtu))
         for vif in wanted.vifs
         if vif.there and not is_up(vif, actual)
     ]
-    if actual.digest != wanted.digest:
-        todo.append(Change("replace the policy", "replace_policy"))
     todo += [Change(f"route {net} to {DOM0_DEVICE}", "route", (net,)) for net in sorted(wanted.routes - actual.routes)]
     todo += [Change(f"no route to {net}", "unroute", (net,)) for net in sorted(actual.routes - wanted.routes)]
     return todo + _uplink(wanted, actual)

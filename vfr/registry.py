@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from vfr.errors import RegistryError
+from vfr.policy.language import ForwardRule
 from vfr.settings import Limits, Timers
 
-SCHEMA = 3
+SCHEMA = 4
+READABLE = (2, 3)
 LOCK_WAIT_S = 120
-# Version 3 added the blocks of ports that domains gave back, in the order in which they did.
+# Version 3 added the blocks of ports that domains gave back, in the order in which they did. Version 4 notes of the
+# rule file what is asked for often, and may have an earlier state to go back to.
 _RETURNED = "CREATE TABLE returned (number INTEGER PRIMARY KEY, port_low INTEGER NOT NULL, port_count INTEGER NOT NULL)"
 _TABLES = f"""
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -57,10 +60,17 @@ class Nat:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The rule file in force: its name, and its text as it was when it was read."""
+    """The rule file in force: its name, its text as it was when it was read, and what is asked for more often than
+    the text is read: of each rule the line and its number, the names that rules go by, those that the file itself
+    gives a meaning, and the forwards."""
 
     file: str
     text: str
+    lines: tuple[int, ...] = ()
+    numbers: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+    defined: tuple[str, ...] = ()
+    forwards: tuple[ForwardRule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +91,17 @@ class Domain:
 
 
 @dataclass(frozen=True, slots=True)
+class Pending:
+    """A change that is gone back on, to `before` (Contents as text), unless it is confirmed: by when, in seconds of
+    CLOCK_BOOTTIME of this `boot`. `token` tells it from any other."""
+
+    token: str
+    boot: str
+    deadline: float
+    before: str
+
+
+@dataclass(frozen=True, slots=True)
 class Contents:
     """Everything the registry says. `returned` are the blocks (lowest port, number of ports) that domains gave
     back, the one given back last at the end. When nothing is left, the registry's file goes, and they with it."""
@@ -90,6 +111,7 @@ class Contents:
     rules: Rules | None = None
     timers: Timers = field(default_factory=Timers)
     returned: tuple[tuple[int, int], ...] = ()
+    pending: Pending | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -113,10 +135,56 @@ def _nat(text: str) -> Nat:
     )
 
 
-def _domain(row: tuple[Any, ...]) -> Domain:
-    named = dict(zip([f.name for f in fields(Domain)], row, strict=True))
-    return Domain(
-        **{**named, "address": IPv4Address(named["address"]), "limits": Limits(**json.loads(named["limits"]))}
+def _rules(text: str) -> Rules:
+    """Of a version before 4, it is to be read anew (lines and numbers are missing)."""
+    raw = json.loads(text)
+    return Rules(
+        raw["file"],
+        raw["text"],
+        tuple(raw.get("lines", ())),
+        tuple(raw.get("numbers", ())),
+        tuple(raw.get("names", ())),
+        tuple(raw.get("defined", ())),
+        tuple(_forward(f) for f in raw.get("forwards", ())),
+    )
+
+
+def _forward(raw: dict[str, Any]) -> ForwardRule:
+    return ForwardRule(**{**raw, "outside": tuple(raw["outside"]), "inside": tuple(raw["inside"])})
+
+
+def _domain(named: dict[str, Any]) -> Domain:
+    limits = json.loads(named["limits"]) if isinstance(named["limits"], str) else named["limits"]
+    return Domain(**{**named, "address": IPv4Address(named["address"]), "limits": Limits(**limits)})
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """As asdict has it, but not number by number where there are a hundred thousand."""
+    if isinstance(value, Rules):
+        named = {f.name: getattr(value, f.name) for f in fields(Rules)}
+        return {**named, "forwards": [asdict(f) for f in value.forwards]}
+    return asdict(value)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(_plain(value), default=str)
+
+
+def as_text(contents: Contents) -> str:
+    """Domains and settings, to be read by from_text."""
+    settings = {"nat": contents.nat, "rules": contents.rules, "timers": contents.timers}
+    said = {name: _plain(value) for name, value in settings.items() if value is not None}
+    return json.dumps({"domains": [asdict(d) for d in contents.domains], **said}, default=str)
+
+
+def from_text(text: str) -> Contents:
+    """What as_text wrote down."""
+    raw = json.loads(text)
+    return Contents(
+        tuple(map(_domain, raw["domains"])),
+        _nat(json.dumps(raw["nat"])) if "nat" in raw else None,
+        _rules(json.dumps(raw["rules"])) if "rules" in raw else None,
+        Timers(**raw["timers"]),
     )
 
 
@@ -141,16 +209,18 @@ class Registry:
         version = self._version()
         if version == 0:
             self._db.executescript(f"BEGIN IMMEDIATE;{_TABLES}PRAGMA user_version = {SCHEMA};COMMIT;")
-        elif version not in (2, SCHEMA):
+        elif version not in (*READABLE, SCHEMA):
             raise sqlite3.DatabaseError(f"it is of version {version}, this program knows {SCHEMA}")
 
     def _version(self) -> int:
         return int(self._db.execute("PRAGMA user_version").fetchone()[0])
 
     def _migrate(self) -> None:
-        """Version 2 becomes this one with the first change, since who only reads may not be able to write."""
-        if self._version() == 2:
+        """An older version becomes this one with the first change, since who only reads may not be able to write."""
+        version = self._version()
+        if version == 2:
             self._db.execute(_RETURNED)
+        if version in READABLE:
             self._db.execute(f"PRAGMA user_version = {SCHEMA}")
 
     def close(self) -> None:
@@ -182,10 +252,15 @@ class Registry:
             returned = self._returned()
         except sqlite3.Error as error:
             raise self._broken(error) from None
-        nat = _nat(settings["nat"]) if "nat" in settings else None
-        rules = Rules(**json.loads(settings["rules"])) if "rules" in settings else None
-        timers = Timers(**json.loads(settings["timers"])) if "timers" in settings else Timers()
-        return Contents(tuple(map(_domain, rows)), nat, rules, timers, returned)
+        columns = [f.name for f in fields(Domain)]
+        return Contents(
+            tuple(_domain(dict(zip(columns, row, strict=True))) for row in rows),
+            _nat(settings["nat"]) if "nat" in settings else None,
+            _rules(settings["rules"]) if "rules" in settings else None,
+            Timers(**json.loads(settings["timers"])) if "timers" in settings else Timers(),
+            returned,
+            Pending(**json.loads(settings["pending"])) if "pending" in settings else None,
+        )
 
     def _returned(self) -> tuple[tuple[int, int], ...]:
         if self._version() == 2:
@@ -203,9 +278,9 @@ class Registry:
             names = ", ".join(row)
             marks = ", ".join(f":{name}" for name in row)
             self._db.execute(f"INSERT INTO domains ({names}) VALUES ({marks})", row)
-        for name, value in (("nat", wanted.nat), ("rules", wanted.rules), ("timers", wanted.timers)):
-            if value is not None:
-                self._db.execute("INSERT INTO settings VALUES (?, ?)", (name, json.dumps(asdict(value), default=str)))
+        for name in ("nat", "rules", "timers", "pending"):
+            if (value := getattr(wanted, name)) is not None:
+                self._db.execute("INSERT INTO settings VALUES (?, ?)", (name, _text(value)))
 
     def next_id(self) -> int:
         """An id that no domain has had, nor will have. Inside a transaction."""

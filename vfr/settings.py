@@ -38,7 +38,7 @@ class Timers:
 class Limits:
     """What one domain may have. `sessions` that it opened and `inbound` that the LAN opened to it,
     `half_open` TCP sessions without an answer (of each), `new_per_s` new conversations a second (each way,
-    0 for any number), `errors_per_s` ICMP errors sent to it, `events_per_s` drops of its that `vfr log` tells of, `fragments` datagrams in pieces at a time."""
+    0 for any number), `errors_per_s` ICMP errors sent to it, `events_per_s` drops of its that `vfr events` tells of, `fragments` datagrams in pieces at a time."""
 
     sessions: int = 2048
     inbound: int = 1024

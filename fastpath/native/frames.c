@@ -8,6 +8,7 @@
 
 #define L4 34
 #define ICMP_HEADER 8
+#define ICMP_TIMESTAMP 13
 #define QUOTED 28 /* an IP header and eight bytes */
 
 static const __u8 gateway[6] = { 0xfe, 0xff, 0xff, 0xff, 0xff, 0xff };
@@ -154,9 +155,19 @@ __u32 frame_build(const struct frame_plan *plan, const __u8 mac[6], __u8 *out)
 		store16(out + L4, plan->flags << 8);
 		store16(out + L4 + 2, 0);
 		store16(out + L4 + 4, plan->sport);
+		store16(out + L4 + 6, 1);
 	}
 	frame_repair(out, L4 + room, false);
 	return L4 + room;
+}
+
+__u32 frame_ether(const __u8 to[6], const __u8 from[6], __u16 ethertype, __u32 load, __u8 *out)
+{
+	memcpy(out, to, 6);
+	memcpy(out + 6, from, 6);
+	store16(out + 12, ethertype);
+	memset(out + ETH_HLEN, 0x45, load);
+	return ETH_HLEN + load;
 }
 
 static __u32 load32(const __u8 *at)
@@ -177,7 +188,7 @@ __u32 frame_answer(const __u8 *delivered, __u32 length, const __u8 mac[6], __u8 
 	plan.dport = load16(delivered + L4);
 	if (plan.protocol == IPPROTO_ICMP) {
 		plan.sport = load16(delivered + L4 + 4);
-		plan.flags = 0; /* an echo reply */
+		plan.flags = delivered[L4] == ICMP_TIMESTAMP ? ICMP_TIMESTAMP + 1 : 0; /* the reply to it, or an echo reply */
 	}
 	return frame_build(&plan, mac, out);
 }

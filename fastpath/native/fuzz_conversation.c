@@ -16,7 +16,7 @@
 #define SECOND 1000000000ULL
 #define PICK(array, number) ((array)[(number) % (sizeof(array) / sizeof(*(array)))])
 
-enum kind { BUILT, ANSWER, RAW, TIME, RULES, ODD, ICMP_ERROR, HOST, FLOOD, PIECE, SORTED, SWEEP, KINDS };
+enum kind { BUILT, ANSWER, RAW, TIME, RULES, ODD, ICMP_ERROR, HOST, FLOOD, PIECE, SORTED, SWEEP, ETHER, KINDS };
 
 static const __u32 senders[] = { 0, 1, 2, 3, WORLD_LAN, WORLD_SORTER };
 static const __u8 macs[][6] = { { 2, 0, 0, 0, 0, 0x10 }, { 2, 0, 0, 0, 0, 2 }, { 2, 0, 0, 0, 0, 3 },
@@ -25,9 +25,13 @@ static const __u32 addresses[] = { 0xa9fe0100, 0xa9fe0102, 0xa9fe0103, 0xc612004
 				   0xc6336409, 0xc0000201, 0xc00002ff, 0xa9fe0109, 0xa9fea9fe, 0xe0000001, 0x7f000001 };
 static const __u16 ports[] = { 22, 53, 80, 2202, 2203, 3000, 5432, 16384, 16392, 16393, 16394, 16395, 16396, 16399,
 			       16400, 16407, 16408, 20000, 32767, 40000, 50000 };
-static const __u8 protocols[] = { 6, 17, 1, 6, 17, 132 };
+static const __u8 protocols[] = { 6, 17, 1, 6, 17, 132, 47, 50 };
 static const __u8 tcp_flags[] = { 0x02, 0x12, 0x10, 0x11, 0x04, 0x01, 0x14, 0x00 };
-static const __u8 icmp_types[] = { 8, 0, 3, 11, 5, 13 };
+static const __u8 icmp_types[] = { 8, 0, 3, 11, 5, 13, 14, 17 };
+static const __u16 ethertypes[] = { 0x889a, 0x88a2, 0x88cc, 0x88b5, 0x05dc, 0x0600, 0x86dd, 0x8100, 0x0800, 0x0806 };
+static const __u8 targets[][6] = { { 2, 0, 0, 0, 0, 0x10 }, { 2, 0, 0, 0, 0, 2 }, { 2, 0, 0, 0, 0, 3 },
+				   { 2, 0, 0, 0, 0, 4 }, { 0xfe, 0xff, 0xff, 0xff, 0xff, 0xff },
+				   { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff }, { 3, 0, 0, 0, 0, 3 }, { 2, 0, 0, 0, 0, 0x77 } };
 static const __u8 ttls[] = { 64, 64, 64, 2, 1, 0, 255 };
 static const __u64 times[] = { 1000000, 900000000, SECOND, 2 * SECOND, 29 * SECOND, 31 * SECOND, 61 * SECOND,
 			       241 * SECOND, 301 * SECOND, 7441 * SECOND };
@@ -114,6 +118,15 @@ static void send_piece(bool sorted)
 	send(sorted ? 5 : who, frame_build(&plan, macs[who], c.bytes));
 }
 
+/* Raw Ethernet, to a domain, to the router, to a group or to nobody. */
+static void send_ether(void)
+{
+	__u32 who = take() % 5, bits = take();
+	const __u8 *to = PICK(targets, bits);
+
+	send(who, frame_ether(to, macs[who], PICK(ethertypes, take()), bits >> 3 == 0x1f ? 1501 : bits >> 3, c.bytes));
+}
+
 /* As many new conversations as fill a quota, or nearly. */
 static void send_flood(void)
 {
@@ -124,7 +137,7 @@ static void send_flood(void)
 	plan.protocol = PICK(protocols, take());
 	plan.dport = PICK(ports, take());
 	plan.sport = PICK(ports, take());
-	plan.flags = plan.protocol == IPPROTO_ICMP ? 8 : 2;
+	plan.flags = plan.protocol == IPPROTO_ICMP ? (plan.dport & 1 ? 13 : 8) : 2;
 	for (plan.src = who == 4 ? 0xc000020b : addresses[who]; count--; plan.sport++)
 		send(who, frame_build(&plan, macs[who], c.bytes));
 }
@@ -204,6 +217,8 @@ static void step(void)
 		return send_piece(false);
 	case SORTED:
 		return send_piece(true);
+	case ETHER:
+		return send_ether();
 	case SWEEP:
 		return native_sweep(take() % 5 == 4 ? VFR_ROW_LAN : take() % 4);
 	}

@@ -18,6 +18,7 @@ enum {
 	HOST_LISTENS = 16,           /* on most ports of web's block and half of db's, mappings or not */
 	GSO = 32,
 	PROBE = 64,                  /* as on a kernel before 6.2 */
+	NEIGHBOUR = 128,             /* with REPAIR_MACS: to a domain, and not to the router */
 };
 
 struct header {
@@ -29,6 +30,8 @@ static const __u32 senders[] = { 0, 1, 2, 3, WORLD_LAN, WORLD_SORTER };
 static const __u8 macs[][6] = { { 2, 0, 0, 0, 0, 0x10 }, { 2, 0, 0, 0, 0, 2 }, { 2, 0, 0, 0, 0, 3 },
 				{ 2, 0, 0, 0, 0, 4 }, { 2, 0, 0, 0, 0, 0x11 }, { 2, 0, 0, 0, 0, 0x12 } };
 
+static const __u8 gateway[] = { 0xfe, 0xff, 0xff, 0xff, 0xff, 0xff };
+
 /* Of each kind one: out through NAT, in through a forward, between domains, from domain 0. */
 static const struct { __u8 sender; struct frame_plan plan; } opening[] = {
 	{ 1, { 0xa9fe0102, 0xc000020b, 6, 64, 2, 16393, 80, 0, 0, 0 } },
@@ -37,6 +40,8 @@ static const struct { __u8 sender; struct frame_plan plan; } opening[] = {
 	{ 4, { 0xc000020b, 0xc0000201, 6, 64, 2, 40000, 2202, 0, 0, 0 } },
 	{ 1, { 0xa9fe0102, 0xa9fe0103, 6, 64, 2, 3000, 5432, 0, 0, 0 } },
 	{ 0, { 0xa9fe0100, 0xa9fe0102, 6, 64, 2, 50000, 22, 0, 0, 0 } },
+	{ 1, { 0xa9fe0102, 0xc000020b, 1, 64, 13, 16395, 0, 12, 0, 0 } },
+	{ 2, { 0xa9fe0103, 0xa9fe0102, 47, 64, 0, 0, 0, 12, 0, 0 } },
 };
 
 static void open_world(void)
@@ -91,7 +96,7 @@ int LLVMFuzzerTestOneInput(const __u8 *data, size_t size)
 		native_host_listens(IPPROTO_UDP, port, true);
 	}
 	if (header.flags & REPAIR_MACS && length >= 12) {
-		memcpy(bytes, "\xfe\xff\xff\xff\xff\xff", 6);
+		memcpy(bytes, header.flags & NEIGHBOUR ? macs[header.chance % WORLD_SLOTS] : gateway, 6);
 		memcpy(bytes + 6, macs[who], 6);
 	}
 	if (header.flags & REPAIR_CHECKSUMS)

@@ -37,6 +37,7 @@ struct native_map {
 	__u32 walking;               /* for_each calls that go on: the dead are freed after them */
 	__u8 *values;
 	struct native_elem **table;
+	__u32 *lengths;              /* of a trie: how many elements have a prefix of so many bits */
 	struct native_elem *graves;
 	struct native_map **inner;
 };
@@ -55,6 +56,8 @@ void native_declare(void *declaration, const char *name, __u32 type, __u32 key_s
 struct native_map *native_map_of(void *map);
 struct native_map *native_map_named(const char *name);
 struct native_map *native_create(__u32 type, __u32 key_size, __u32 value_size, __u32 max_entries, __u32 flags);
+/* Deletes all elements of a hash or a trie. */
+void native_empty(struct native_map *map);
 /* Walks all elements: `at` begins as NULL; NULL is the end. Nothing may be deleted meanwhile. */
 struct native_elem *native_next(const struct native_map *map, const struct native_elem *at);
 

@@ -7,6 +7,8 @@
  *
  * native_bpf does what bpf(2) does, so that vfr/kernel/fastpath.py runs on these maps unchanged. A
  * recording of its writes, replayed, is how fuzzers get the world that the control plane made.
+ *
+ * A trie is a hash too, of prefixes; a look-up tries the lengths that there are, the longest first.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -20,6 +22,8 @@
 #define REDZONE 16
 #define BUCKETS_MAX 256
 #define LOOPS_MAX (1 << 23)
+#define KEY_MAX 64
+#define ENOTSUPP 524 /* the kernel's own, for batches that a map does not do */
 
 static struct native_map *maps[MAPS_MAX]; /* by id modulo; the declared ones have ids from 1 on */
 static __u32 last_id;
@@ -51,6 +55,22 @@ static bool has_elements(const struct native_map *map)
 	return map->type == BPF_MAP_TYPE_HASH || map->type == BPF_MAP_TYPE_LPM_TRIE;
 }
 
+static bool is_trie(const struct native_map *map)
+{
+	return map->type == BPF_MAP_TYPE_LPM_TRIE;
+}
+
+/* Bits of the longest prefix that a trie can have; a key begins with how many bits its own has. */
+static __u32 longest(const struct native_map *map)
+{
+	return (map->key_size - sizeof(__u32)) * 8;
+}
+
+static __u32 bits_of(const void *key)
+{
+	return *(const __u32 *)key;
+}
+
 static void make_values(struct native_map *map)
 {
 	map->stride = round_up(map->value_size) + REDZONE;
@@ -76,8 +96,10 @@ static struct native_map *make_map(const char *name, __u32 type, __u32 key_size,
 	else if (type == BPF_MAP_TYPE_ARRAY_OF_MAPS)
 		map->inner = allocate(max_entries, sizeof(*map->inner));
 	else if (has_elements(map)) {
-		map->buckets = type == BPF_MAP_TYPE_LPM_TRIE ? 1 : max_entries < BUCKETS_MAX ? max_entries : BUCKETS_MAX;
+		native_check(key_size <= KEY_MAX, "make room for a key of %u bytes", key_size);
+		map->buckets = max_entries < BUCKETS_MAX ? max_entries : BUCKETS_MAX;
 		map->table = allocate(map->buckets, sizeof(*map->table));
+		map->lengths = allocate(is_trie(map) ? longest(map) + 1 : 0, sizeof(*map->lengths));
 	} else
 		native_check(type == BPF_MAP_TYPE_RINGBUF, "map %s: type %u is not emulated", name, type);
 	maps[last_id % MAPS_MAX] = map;
@@ -137,39 +159,74 @@ static void bury(struct native_map *map, struct native_elem *elem)
 	elem->value = NULL;
 	elem->dead = true;
 	map->count--;
+	if (is_trie(map))
+		map->lengths[bits_of(elem->key)]--;
 	if (!map->walking)
 		free_elem(elem);
 }
 
-static void drop_map(struct native_map *map)
+void native_empty(struct native_map *map)
 {
 	struct native_elem *elem, *next;
 
-	if (!map)
-		return;
-	for (__u32 i = 0; i < map->buckets; i++)
+	for (__u32 i = 0; i < map->buckets; i++) {
 		for (elem = map->table[i]; elem; elem = next) {
 			next = elem->next;
 			bury(map, elem);
 		}
+		map->table[i] = NULL;
+	}
+}
+
+static void drop_map(struct native_map *map)
+{
+	if (!map)
+		return;
+	native_empty(map);
 	if (map->values)
 		NATIVE_UNPOISON(map->values, (size_t)map->max_entries * map->stride);
 	maps[map->id % MAPS_MAX] = NULL;
 	free(map->values);
 	free(map->table);
+	free(map->lengths);
 	free(map->inner);
 	free(map);
 }
 
+static __u32 hash_bytes(__u32 hash, const __u8 *at, __u32 length)
+{
+	for (__u32 i = 0; i < length; i++)
+		hash = (hash ^ at[i]) * 16777619;
+	return hash;
+}
+
+/* Of a trie's key, what lies behind the prefix does not count. */
 static struct native_elem **bucket_of(struct native_map *map, const __u8 *key)
 {
-	__u32 hash = 2166136261;
+	__u32 bits = is_trie(map) ? bits_of(key) : 0, hash = 2166136261 + bits;
+	__u8 rest;
 
-	if (map->buckets == 1)
-		return &map->table[0];
-	for (__u32 i = 0; i < map->key_size; i++)
-		hash = (hash ^ key[i]) * 16777619;
-	return &map->table[hash % map->buckets];
+	if (!is_trie(map))
+		return &map->table[hash_bytes(hash, key, map->key_size) % map->buckets];
+	hash = hash_bytes(hash, key + sizeof(bits), bits / 8);
+	rest = bits % 8 ? key[sizeof(bits) + bits / 8] >> (8 - bits % 8) : 0;
+	return &map->table[hash_bytes(hash, &rest, 1) % map->buckets];
+}
+
+static bool prefix_covers(const __u8 *prefix, const __u8 *key)
+{
+	__u32 bits = bits_of(prefix), whole = bits / 8, rest = bits % 8;
+
+	if (bits > bits_of(key) || memcmp(prefix + 4, key + 4, whole))
+		return false;
+	return !rest || !((prefix[4 + whole] ^ key[4 + whole]) >> (8 - rest));
+}
+
+static bool same_key(const struct native_map *map, const void *one, const void *other)
+{
+	if (is_trie(map))
+		return bits_of(one) == bits_of(other) && prefix_covers(one, other);
+	return !memcmp(one, other, map->key_size);
 }
 
 /* The link that leads to the element of exactly this key, or the link at the end. */
@@ -177,28 +234,27 @@ static struct native_elem **link_of(struct native_map *map, const void *key)
 {
 	struct native_elem **link = bucket_of(map, key);
 
-	while (*link && memcmp((*link)->key, key, map->key_size))
+	while (*link && !same_key(map, (*link)->key, key))
 		link = &(*link)->next;
 	return link;
 }
 
-static bool prefix_covers(const __u8 *prefix, const __u8 *key)
+static void *longest_prefix(struct native_map *map, const void *key)
 {
-	__u32 bits = *(const __u32 *)prefix, whole = bits / 8, rest = bits % 8;
+	__u32 bits = bits_of(key);
+	__u8 prefix[KEY_MAX];
+	struct native_elem *elem;
 
-	if (bits > *(const __u32 *)key || memcmp(prefix + 4, key + 4, whole))
-		return false;
-	return !rest || !((prefix[4 + whole] ^ key[4 + whole]) >> (8 - rest));
-}
-
-static void *longest_prefix(struct native_map *map, const __u8 *key)
-{
-	struct native_elem *best = NULL;
-
-	for (struct native_elem *elem = map->table[0]; elem; elem = elem->next)
-		if (prefix_covers(elem->key, key) && (!best || *(__u32 *)elem->key > *(__u32 *)best->key))
-			best = elem;
-	return best ? best->value : NULL;
+	if (bits > longest(map))
+		return NULL;
+	memcpy(prefix, key, map->key_size);
+	for (bits++; bits-- > 0;) {
+		memcpy(prefix, &bits, sizeof(bits));
+		elem = map->lengths[bits] ? *link_of(map, prefix) : NULL;
+		if (elem)
+			return elem->value;
+	}
+	return NULL;
 }
 
 struct native_elem *native_next(const struct native_map *map, const struct native_elem *at)
@@ -227,20 +283,24 @@ static struct native_elem *new_elem(const struct native_map *map, const void *ke
 
 static long update_elem(struct native_map *map, const void *key, const void *value, __u64 flags)
 {
-	struct native_elem **link = link_of(map, key), *old = *link, *fresh;
+	struct native_elem **link, *old, *fresh;
 
-	if (flags > BPF_EXIST)
+	if (flags > BPF_EXIST || (is_trie(map) && bits_of(key) > longest(map)))
 		return -EINVAL;
+	link = link_of(map, key);
+	old = *link;
 	if (flags == BPF_NOEXIST && old)
 		return -EEXIST;
 	if (flags == BPF_EXIST && !old)
 		return -ENOENT;
 	if (!old && map->count >= map->max_entries)
-		return map->type == BPF_MAP_TYPE_LPM_TRIE ? -ENOSPC : -E2BIG;
+		return is_trie(map) ? -ENOSPC : -E2BIG;
 	fresh = new_elem(map, key, value);
 	fresh->next = old ? old->next : *link;
 	*link = fresh;
 	map->count++;
+	if (is_trie(map))
+		map->lengths[bits_of(key)]++;
 	if (old)
 		bury(map, old);
 	return 0;
@@ -248,8 +308,12 @@ static long update_elem(struct native_map *map, const void *key, const void *val
 
 static long delete_elem(struct native_map *map, const void *key)
 {
-	struct native_elem **link = link_of(map, key), *elem = *link;
+	struct native_elem **link, *elem;
 
+	if (is_trie(map) && bits_of(key) > longest(map))
+		return -EINVAL;
+	link = link_of(map, key);
+	elem = *link;
 	if (!elem)
 		return -ENOENT;
 	*link = elem->next;
@@ -270,7 +334,7 @@ void *bpf_map_lookup_elem(void *declaration, const void *key)
 	struct native_elem *elem;
 	__u32 index;
 
-	if (map->type == BPF_MAP_TYPE_LPM_TRIE)
+	if (is_trie(map))
 		return longest_prefix(map, key);
 	if (has_elements(map)) {
 		elem = *link_of(map, key);
@@ -578,8 +642,7 @@ static long sys_lookup(struct native_map *map, const void *key, void *value)
 
 	if (map->type == BPF_MAP_TYPE_QUEUE)
 		return bpf_map_peek_elem(map, value);
-	found = map->type == BPF_MAP_TYPE_LPM_TRIE && *link_of(map, key) ? (*link_of(map, key))->value
-									 : bpf_map_lookup_elem(map, key);
+	found = bpf_map_lookup_elem(map, key);
 	if (!found)
 		return -ENOENT;
 	memcpy(value, map->inner ? (void *)&((struct native_map *)found)->id : found, map->value_size);
@@ -621,10 +684,18 @@ static long sys_delete(struct native_map *map, const void *key)
 	return err;
 }
 
-static long sys_next_key(const struct native_map *map, const void *key, void *next)
+static long next_index(const struct native_map *map, const __u32 *index, __u32 *next)
 {
-	const struct native_elem *elem = key ? *link_of((struct native_map *)map, key) : NULL;
+	*next = index && *index < map->max_entries ? *index + 1 : 0;
+	return *next < map->max_entries ? 0 : -ENOENT;
+}
 
+static long sys_next_key(struct native_map *map, const void *key, void *next)
+{
+	const struct native_elem *elem = key && has_elements(map) ? *link_of(map, key) : NULL;
+
+	if (is_array(map) || map->inner)
+		return next_index(map, key, next);
 	if (!has_elements(map))
 		return -EOPNOTSUPP;
 	elem = native_next(map, elem);
@@ -634,19 +705,83 @@ static long sys_next_key(const struct native_map *map, const void *key, void *ne
 	return 0;
 }
 
-/* All rows of an array, or the maps that an array of maps has, in one call. */
+/* A hash's batches are whole buckets, and the cursor is the next one's number. -ENOENT says that it was the last. */
+static long sys_lookup_batch_of_hash(struct native_map *map, union bpf_attr *attr)
+{
+	__u32 bucket = attr->batch.in_batch ? *(const __u32 *)attr->batch.in_batch : 0, count = 0, room;
+	__u8 *keys = (__u8 *)attr->batch.keys, *values = (__u8 *)attr->batch.values;
+	const struct native_elem *elem;
+
+	for (; bucket < map->buckets; bucket++) {
+		room = attr->batch.count - count;
+		for (elem = map->table[bucket]; elem && room; elem = elem->next)
+			room--;
+		if (elem)
+			break;
+		for (elem = map->table[bucket]; elem; elem = elem->next, count++) {
+			memcpy(keys + (size_t)count * map->key_size, elem->key, map->key_size);
+			memcpy(values + (size_t)count * map->value_size, elem->value, map->value_size);
+		}
+	}
+	if (bucket < map->buckets && !count)
+		return -ENOSPC;
+	attr->batch.count = count;
+	*(__u32 *)attr->batch.out_batch = bucket;
+	return bucket < map->buckets ? 0 : -ENOENT;
+}
+
+/* Of all other maps the cursor is the last key seen. Places of an array of maps that are empty are left out. */
 static long sys_lookup_batch(struct native_map *map, union bpf_attr *attr)
 {
-	__u32 *keys = (__u32 *)attr->batch.keys, count = 0;
-	__u8 *values = (__u8 *)attr->batch.values;
+	__u8 *keys = (__u8 *)attr->batch.keys, *values = (__u8 *)attr->batch.values, key[KEY_MAX];
+	const void *before = (const void *)attr->batch.in_batch;
+	__u32 count = 0;
+	long err = 0;
 
-	if (!is_array(map) && !map->inner)
-		return -EOPNOTSUPP;
-	for (__u32 i = 0; i < map->max_entries && count < attr->batch.count; i++)
-		if (!sys_lookup(map, &i, values + (size_t)count * map->value_size))
-			keys[count++] = i;
+	if (!is_array(map) && !map->inner && !has_elements(map))
+		return -ENOTSUPP;
+	while (count < attr->batch.count && !(err = sys_next_key(map, before, key))) {
+		if (!sys_lookup(map, key, values + (size_t)count * map->value_size))
+			memcpy(keys + (size_t)count++ * map->key_size, key, map->key_size);
+		before = key;
+	}
+	if (count)
+		memcpy((void *)attr->batch.out_batch, before, map->key_size);
 	attr->batch.count = count;
-	return -ENOENT; /* which says that the end was reached */
+	return err;
+}
+
+/* One after the other, up to the first that fails; how many were done is written back. */
+static long sys_write_batch(int command, struct native_map *map, union bpf_attr *attr)
+{
+	const __u8 *keys = (const __u8 *)attr->batch.keys, *values = (const __u8 *)attr->batch.values;
+	__u32 count = 0;
+	long err = 0;
+
+	if (!has_elements(map) && (command == BPF_MAP_DELETE_BATCH || !is_array(map)))
+		return -ENOTSUPP;
+	for (; count < attr->batch.count; count++) {
+		const void *key = keys + (size_t)count * map->key_size;
+
+		err = command == BPF_MAP_DELETE_BATCH
+			      ? sys_delete(map, key)
+			      : sys_update(map, key, values + (size_t)count * map->value_size, BPF_ANY);
+		if (err)
+			break;
+	}
+	attr->batch.count = count;
+	return err;
+}
+
+static long on_batch(int command, struct native_map *map, union bpf_attr *attr)
+{
+	if (attr->batch.flags || attr->batch.elem_flags)
+		return -EINVAL;
+	if (!attr->batch.count)
+		return 0;
+	if (command != BPF_MAP_LOOKUP_BATCH)
+		return sys_write_batch(command, map, attr);
+	return map->type == BPF_MAP_TYPE_HASH ? sys_lookup_batch_of_hash(map, attr) : sys_lookup_batch(map, attr);
 }
 
 static long on_map(int command, struct native_map *map, union bpf_attr *attr)
@@ -678,8 +813,10 @@ long native_bpf(int command, union bpf_attr *attr, int fd)
 	case BPF_MAP_GET_FD_BY_ID:
 		return open_map(with_id(attr->map_id), fd);
 	case BPF_MAP_LOOKUP_BATCH:
+	case BPF_MAP_UPDATE_BATCH:
+	case BPF_MAP_DELETE_BATCH:
 		map = with_fd(attr->batch.map_fd);
-		return map ? sys_lookup_batch(map, attr) : -EBADF;
+		return map ? on_batch(command, map, attr) : -EBADF;
 	case BPF_MAP_LOOKUP_ELEM:
 	case BPF_MAP_UPDATE_ELEM:
 	case BPF_MAP_DELETE_ELEM:

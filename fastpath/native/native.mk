@@ -23,7 +23,8 @@ $(NATIVE_BUILD)/libvfrnative.so: $(NATIVE_DEPS) | packages
 	$(CLANG) $(NATIVE_FLAGS) -O2 -shared -fPIC -Wl,-Bsymbolic $(NATIVE_CORE) -o $@
 
 $(NATIVE_BUILD)/world.log: $(NATIVE_BUILD)/libvfrnative.so tests/support/native.py tests/support/native_world.py \
-                           tests/support/world.py vfr/kernel/fastpath.py | $(VENV)/.installed
+                           tests/support/world.py tests/support/policies.py vfr/kernel/fastpath.py \
+                           $(wildcard vfr/policy/*.py vfr/policy/*.lark) | $(VENV)/.installed
 	cd tests && ../$(VENV)/bin/python -m support.native_world $(abspath $@)
 
 $(FUZZERS): $(NATIVE_BUILD)/fuzz_%: $(NATIVE_DEPS) $(NATIVE_BUILD)/world.log

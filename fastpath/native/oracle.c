@@ -85,6 +85,33 @@ static __u32 word(const __u8 *at)
 	return value;
 }
 
+static __u16 half(const __u8 *at)
+{
+	return at[0] << 8 | at[1];
+}
+
+/* Raw Ethernet, which is all that a domain may send beside IP and ARP. */
+static bool is_raw(void)
+{
+	return half(p.frame + 12) != ETH_P_IP;
+}
+
+static bool is_later(const __u8 *frame)
+{
+	return half(frame + 20) & 0x1fff;
+}
+
+static bool is_icmp_error(const __u8 *frame)
+{
+	return frame[23] == IPPROTO_ICMP && !is_later(frame) && (frame[34] == 3 || frame[34] == 11 || frame[34] == 12);
+}
+
+/* From one domain to another, and not round by the LAN address. */
+static bool is_near(void)
+{
+	return p.sender < WORLD_SLOTS && p.end->target < WORLD_SLOTS;
+}
+
 static bool is_delivery(void)
 {
 	return p.end->verdict == VFR_TO_DOMAIN || p.end->verdict == VFR_TO_DOM0 || p.end->verdict == VFR_TO_LAN;
@@ -418,6 +445,98 @@ static void check_hairpin(void)
 	native_check(p.end->data[22] == p.frame[22], "the hop is counted on the way in");
 }
 
+/* Behind a NAT, what may be put back: which conversation it is of, on the side that the LAN sees. */
+static void put_back_translated(__u8 *frame)
+{
+	__u8 protocol = p.frame[23];
+
+	memcpy(frame + 18, p.frame + 18, 2);
+	memcpy(frame + 26, p.frame + 26, 8);
+	if (is_icmp_error(p.frame))
+		memcpy(frame + 36, p.frame + 36, p.length - 36); /* its quote is translated as well */
+	else if (!is_later(p.frame) && protocol == IPPROTO_ICMP)
+		memcpy(frame + 36, p.frame + 36, 4);
+	else if (!is_later(p.frame)) {
+		memcpy(frame + 34, p.frame + 34, 4);
+		memcpy(frame + (protocol == IPPROTO_TCP ? 50 : 40), p.frame + (protocol == IPPROTO_TCP ? 50 : 40), 2);
+	}
+}
+
+/* A router changes MACs, TTL and checksum, NAT its addresses and ports, and nobody anything else. */
+static void check_nothing_else_changed(void)
+{
+	static __u8 back[NATIVE_FRAME_MAX];
+
+	memcpy(back, p.end->data, p.end->length);
+	memcpy(back, p.frame, 12);
+	back[22] = p.frame[22];
+	memcpy(back + 24, p.frame + 24, 2);
+	if (!is_near())
+		put_back_translated(back);
+	native_check(!memcmp(back, p.frame, p.length), "more was changed than a router may");
+}
+
+/* Of each IP protocol, between domains no more than the rules open, in either direction; and to or from the LAN
+ * only what has ports. Of ICMP the two queries, and errors. */
+static void check_allowed(void)
+{
+	const __u8 *frame = p.end->data;
+	__u8 protocol = is_icmp_error(frame) ? frame[34 + 8 + 9] : frame[23];
+
+	if (is_near())
+		native_check(world_may_open(p.sender, p.end->target, protocol) ||
+				     world_may_open(p.end->target, p.sender, protocol),
+			     "no rule lets protocol %u pass between %u and %u", protocol, p.sender, p.end->target);
+	else
+		native_check(protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_ICMP,
+			     "protocol %u passed between %u and the LAN", protocol, p.sender);
+	if (frame[23] == IPPROTO_ICMP && !is_later(frame) && !is_icmp_error(frame))
+		native_check((frame[34] == 0 || frame[34] == 8 || frame[34] == 13 || frame[34] == 14) && !frame[35],
+			     "ICMP type %u, code %u passed", frame[34], frame[35]);
+}
+
+/* A later fragment goes where its first went, as long as the rules in force let that through. */
+static void check_led(void)
+{
+	const struct vfr_config *config = row_of(maps.config, 0);
+	struct vfr_fragment_key key = { .src = word(p.frame + 26), .dst = word(p.frame + 30), .protocol = p.frame[23] };
+	const struct vfr_fragment *note;
+
+	if (!is_later(p.frame))
+		return;
+	memcpy(&key.id, p.frame + 18, sizeof(key.id));
+	note = bpf_map_lookup_elem(row_of(maps.tables[FRAGMENTS], p.sender == WORLD_LAN ? VFR_ROW_LAN : p.sender), &key);
+	native_check(note && note->way == VFR_WAY_GO && note->expires_ns > p.now, "a fragment was led by nothing");
+	native_check(note->policy == config->policy, "a fragment passed by rules that are no more");
+	native_check(note->to_node == p.end->target, "a fragment went elsewhere than its first");
+	native_check(half(p.frame + 20) % 0x2000 * 8 >= note->first_end, "a fragment lies over its first");
+	native_check(note->opener >= WORLD_SLOTS || note->target >= WORLD_SLOTS ||
+			     world_may_open(note->opener, note->target, key.protocol), "no rule let its first pass");
+}
+
+/* As it stands, from one domain to the other that it is for, if a rule says so; and nobody remembers it. */
+static void check_ether(const struct native_frame *frame, const struct tables *before, const struct tables *after)
+{
+	const struct vfr_domain *to = domain_of(p.end->target);
+	__u16 ethertype = half(p.frame + 12);
+
+	native_check(is_near() && !p.sorted && p.sender != p.end->target, "raw Ethernet from %u to %u", p.sender,
+		     p.end->target);
+	native_check(ethertype >= 0x600 && ethertype != ETH_P_ARP && ethertype != ETH_P_IPV6 && ethertype != ETH_P_8021Q &&
+			     ethertype != ETH_P_8021AD && ethertype != 0x9100, "EtherType %04x as raw Ethernet", ethertype);
+	native_check(world_may_send(p.sender, p.end->target, ethertype), "no rule lets EtherType %04x go from %u to %u",
+		     ethertype, p.sender, p.end->target);
+	native_check(!memcmp(p.frame, to->mac, ETH_ALEN) && !memcmp(p.frame + 6, domain_of(p.sender)->mac, ETH_ALEN),
+		     "raw Ethernet between others");
+	native_check(p.end->length == p.length && !memcmp(p.end->data, p.frame, p.length), "raw Ethernet was changed");
+	native_check(!frame->vlan && !frame->partial && !frame->gso_size, "raw Ethernet with something left to do");
+	native_check(p.length <= ETH_HLEN + to->mtu, "%u bytes are too many for an MTU of %u", p.length, to->mtu);
+	native_check(p.end->redirect_ifindex == to->ifindex && p.end->pkt_type == 0, "the receiver will not take it");
+	for (__u32 slot = 0; slot < WORLD_SLOTS; slot++)
+		for (int which = 0; which < TABLES; which++)
+			check_unchanged(slot, which, &before->of[slot][which], &after->of[slot][which]);
+}
+
 static void check_one_hop_further(void)
 {
 	native_check(p.end->length == p.length, "%u bytes became %u", p.length, p.end->length);
@@ -428,6 +547,13 @@ static void check_one_hop_further(void)
 			     frame_l4_checksum(p.end->data, p.end->length, p.partial),
 		     "a checksum was %d and became %d", frame_l4_checksum(p.frame, p.length, p.partial),
 		     frame_l4_checksum(p.end->data, p.end->length, p.partial));
+	check_nothing_else_changed();
+	check_allowed();
+	check_led();
+	if (p.end->target == VFR_NODE_LAN)
+		check_on_the_lan();
+	else
+		check_at_a_domain();
 }
 
 static void check_answered(const struct native_frame *frame)
@@ -506,13 +632,10 @@ void oracle_run(struct native_frame *frame, __u32 sender, __u64 now, struct nati
 		check_hairpin();
 	else if (result->verdict != VFR_NOT_OURS && !is_delivery() && result->action == TC_ACT_REDIRECT)
 		check_refusal();
-	if (is_delivery()) {
+	if (is_delivery() && is_raw())
+		check_ether(frame, &before, &after);
+	else if (is_delivery())
 		check_one_hop_further();
-		if (result->target == VFR_NODE_LAN)
-			check_on_the_lan();
-		else
-			check_at_a_domain();
-	}
 	check_tables(&before, &after);
 	if (result->verdict == VFR_HAIRPIN)
 		come_in_again(frame, now, result);

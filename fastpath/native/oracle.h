@@ -8,6 +8,11 @@
  *   - one that is dropped goes nowhere, one that is not ours is left as it was (2, 4);
  *   - what is delivered to a domain carries its MAC and its address, and never comes from itself (3);
  *   - what leaves by the uplink carries the LAN address, and no address of the router's own (5);
+ *   - raw Ethernet goes as it stands from one domain to the one whose MAC it is for, if the rules in force say so by
+ *     definition, and never to a group (1, 2, 3);
+ *   - of each IP protocol two domains exchange no more than the rules in force open, and the LAN gets none without
+ *     ports (2, 5, 14); a later fragment goes by what the rules in force say of its first (14);
+ *   - nothing else of a packet changes than what a router and NAT must change (11);
  *   - the TTL has fallen by one, and a checksum is right afterwards if, and only if, it was before (11);
  *   - nobody's table changes but those of sender and receiver; the receiver's loses and gains nothing, save
  *     that what the LAN opens lies in its inbound; and nobody's living state is lost to make room (7);

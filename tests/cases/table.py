@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_LSRR, IPOption_NOP, IPOption_RR, IPOption_SSRR
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import LLC, Dot1Q, Dot3, Ether
@@ -11,44 +9,12 @@ from scapy.packet import Packet, Raw
 from support.frames import LAN_ADDRESS, arp, arp_answer, arriving, echo, ether, icmp_from_router, ip, tcp, udp
 from support.world import GATEWAY_MAC, NODES
 
+from cases.case import XEN, Case, coming_in, going_out
+from cases.table_rules import RULES
 from vfr._abi import Verdict as V
 
-XEN = "allow any -> lan\nallow lan -> any tcp 22\nallow dom0 -> any\n"
 TIERS = "allow web -> db tcp 5432\nallow web -> db icmp\n"
 WEB_BLOCK = range(16392, 16400)
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """`before` are frames that come first and must pass; then programs of the host bind the (protocol, port) of
-    `host`. `becomes` is the whole frame that comes out."""
-
-    sentence: str
-    sender: str
-    packet: Packet
-    verdict: V
-    becomes: Packet | None = None
-    target: str | None = None
-    rules: str = XEN
-    before: tuple[tuple[str, Packet], ...] = ()
-    host: frozenset[tuple[int, int]] = frozenset()
-    answered: bool = False  # a drop that the sender is told of; `becomes` may be the whole answer
-    lab: bool = False  # run through real namespaces too
-
-
-def _out(packet: Packet, sport: int) -> Packet:
-    """A domain's packet as the LAN sees it: MACs are the kernel's to fill in later."""
-    new = packet.copy()
-    new[IP].src, new[IP].ttl = LAN_ADDRESS, packet[IP].ttl - 1
-    for layer in (TCP, UDP):
-        if layer in new:
-            new[layer].sport = sport
-            del new[layer].chksum
-    if ICMP in new:
-        new[ICMP].id = sport
-        del new[ICMP].chksum
-    del new[IP].chksum
-    return new
 
 
 def _hop(packet: Packet) -> Packet:
@@ -57,17 +23,6 @@ def _hop(packet: Packet) -> Packet:
     new[IP].ttl -= 1
     del new[IP].chksum
     return new
-
-
-def _in(packet: Packet, to: str, dport: int) -> Packet:
-    """The LAN's packet as the domain sees it."""
-    new = packet.copy()
-    for layer in (TCP, UDP):
-        if layer in new:
-            new[layer].dport = dport
-    if ICMP in new:
-        new[ICMP].id = dport
-    return arriving(to, new, dst=NODES[to].ip)
 
 
 SYN = tcp("web", "lan", 16393, 80)
@@ -145,15 +100,11 @@ GUARD = (
     Case("a TCP header beyond the packet", "web", ip("web", "lan") / TCP(dataofs=15), V.DROP_L4_HEADER),
     Case("a UDP length beyond the packet", "web", ip("web", "lan") / UDP(len=999), V.DROP_L4_HEADER),
     Case("a UDP header cut off", "web", ip("web", "lan", proto=17) / Raw(b"abc"), V.DROP_L4_HEADER),
-    Case("an unknown protocol", "web", ip("web", "lan", proto=132) / Raw(b"x" * 40), V.DROP_PROTOCOL),
+    Case("a protocol without ports, to the LAN", "web", ip("web", "lan", proto=132) / Raw(b"x" * 40), V.DROP_PROTOCOL),
     Case("an ICMP redirect", "web", ip("web", "lan") / ICMP(type=5) / Raw(b"x" * 28), V.DROP_ICMP_TYPE),
     Case("an ICMP source quench", "web", ip("web", "lan") / ICMP(type=4) / Raw(b"x" * 28), V.DROP_ICMP_TYPE),
-    Case(
-        "an ICMP timestamp request",
-        "web",
-        ip("web", "lan") / ICMP(type=13) / Raw(b"x" * 12),
-        V.DROP_ICMP_TYPE,
-    ),
+    Case("an ICMP information request", "web", ip("web", "lan") / ICMP(type=15), V.DROP_ICMP_TYPE),
+    Case("an ICMP query with a code", "web", ip("web", "lan") / ICMP(type=13, code=1), V.DROP_ICMP_TYPE),
     Case(
         "a frame that ends in the ARP header",
         "web",
@@ -238,26 +189,26 @@ ARPS = (
 )
 
 WAYS_OUT = (
-    Case("TCP to the LAN keeps its port where it may", "web", SYN, V.TO_LAN, _out(SYN, 16393), "lan", lab=True),
+    Case("TCP to the LAN keeps its port where it may", "web", SYN, V.TO_LAN, going_out(SYN, 16393), "lan", lab=True),
     Case(
         "its answer comes back",
         "lan",
         SYN_ACK,
         V.TO_DOMAIN,
-        _in(SYN_ACK, "web", 16393),
+        coming_in(SYN_ACK, "web", 16393),
         "web",
         before=(("web", SYN),),
         lab=True,
     ),
-    Case("UDP to the LAN", "web", QUERY, V.TO_LAN, _out(QUERY, 16394), "lan", lab=True),
+    Case("UDP to the LAN", "web", QUERY, V.TO_LAN, going_out(QUERY, 16394), "lan", lab=True),
     Case("UDP without a checksum stays without", "web", NO_CHECKSUM, V.TO_LAN, None, "lan"),
-    Case("ping to the LAN", "web", PING, V.TO_LAN, _out(PING, 16395), "lan", lab=True),
+    Case("ping to the LAN", "web", PING, V.TO_LAN, going_out(PING, 16395), "lan", lab=True),
     Case(
         "the ping's answer",
         "lan",
         echo("lan", LAN_ADDRESS, 16395, 0),
         V.TO_DOMAIN,
-        _in(echo("lan", LAN_ADDRESS, 16395, 0), "web", 16395),
+        coming_in(echo("lan", LAN_ADDRESS, 16395, 0), "web", 16395),
         "web",
         before=(("web", PING),),
         lab=True,
@@ -305,7 +256,7 @@ WAYS_OUT = (
         "web",
         udp("web", "lan", 16399, 2, b"x" * 1472),
         V.TO_LAN,
-        _out(udp("web", "lan", 16399, 2, b"x" * 1472), 16399),
+        going_out(udp("web", "lan", 16399, 2, b"x" * 1472), 16399),
         "lan",
         lab=True,
     ),
@@ -316,7 +267,7 @@ WAYS_OUT = (
         "web",
         QUERY,
         V.TO_LAN,
-        _out(QUERY, 16394),
+        going_out(QUERY, 16394),
         "lan",
         rules=XEN + "deny web -> lan tcp 80\n",
     ),
@@ -324,14 +275,20 @@ WAYS_OUT = (
 
 FORWARDS = (
     Case(
-        "a forward leads by the address", "lan", FORWARD_SYN, V.TO_DOMAIN, _in(FORWARD_SYN, "web", 22), "web", lab=True
+        "a forward leads by the address",
+        "lan",
+        FORWARD_SYN,
+        V.TO_DOMAIN,
+        coming_in(FORWARD_SYN, "web", 22),
+        "web",
+        lab=True,
     ),
     Case(
         "a forward's answer leaves by its port",
         "web",
         tcp("web", "lan", 22, 40000, "SA"),
         V.TO_LAN,
-        _out(tcp("web", "lan", 22, 40000, "SA"), 2202),
+        going_out(tcp("web", "lan", 22, 40000, "SA"), 2202),
         "lan",
         before=(("lan", FORWARD_SYN),),
         lab=True,
@@ -412,13 +369,13 @@ def _quoting(
     return ip(sender, to, **fields) / ICMP(type=kind, code=code) / Raw(bytes(about[IP])[:cut])
 
 
-OUT_SYN = Ether(bytes(_out(SYN, 16393)))
-OUT_QUERY = Ether(bytes(_out(QUERY, 16394)))
-OUT_BARE = Ether(bytes(_out(NO_CHECKSUM, 16396)))
+OUT_SYN = Ether(bytes(going_out(SYN, 16393)))
+OUT_QUERY = Ether(bytes(going_out(QUERY, 16394)))
+OUT_BARE = Ether(bytes(going_out(NO_CHECKSUM, 16396)))
 OUT_BARE[UDP].chksum = 0
-OUT_PING = Ether(bytes(_out(PING, 16395)))
-BACK = Ether(bytes(_in(SYN_ACK, "web", 16393)))
-ENTERED = Ether(bytes(_in(FORWARD_SYN, "web", 22)))
+OUT_PING = Ether(bytes(going_out(PING, 16395)))
+BACK = Ether(bytes(coming_in(SYN_ACK, "web", 16393)))
+ENTERED = Ether(bytes(coming_in(FORWARD_SYN, "web", 22)))
 NEAR = Ether(bytes(arriving("db", TIER_SYN)))
 
 
@@ -583,7 +540,7 @@ ERRORS = (
 
 FIRST = udp("web", "lan", 16394, 9, b"a" * 24, flags="MF")
 SECOND = ip("web", "lan", frag=4, proto=17) / Raw(b"b" * 16)
-OUT_FIRST = _out(FIRST, 16394)
+OUT_FIRST = going_out(FIRST, 16394)
 TO_ALL = XEN + "allow lan -> any udp\nallow web -> db\n"
 IN_FIRST = ip("lan", LAN_ADDRESS, flags="MF") / TCP(sport=40000, dport=2202, flags="S") / Raw(b"x" * 4)
 IN_SECOND = ip("lan", LAN_ADDRESS, frag=3, proto=6) / Raw(b"y" * 16)
@@ -646,7 +603,16 @@ FRAGMENTS = (
     ),
     Case("one with nothing in it", "web", ip("web", "lan", frag=9, proto=17), V.DROP_FRAGMENT),
     Case(
-        "a fragment of an unknown protocol", "web", ip("web", "lan", frag=9, proto=132) / Raw(b"x" * 8), V.DROP_PROTOCOL
+        "a first fragment of a protocol without ports, to the LAN",
+        "web",
+        ip("web", "lan", flags="MF", proto=132) / Raw(b"x" * 8),
+        V.DROP_PROTOCOL,
+    ),
+    Case(
+        "so that a later one finds nothing to follow",
+        "sorter",
+        ip("web", "lan", frag=9, proto=132) / Raw(b"x" * 8),
+        V.DROP_FRAGMENT,
     ),
     Case(
         "more datagrams in pieces than the quota",
@@ -655,7 +621,7 @@ FRAGMENTS = (
         V.DROP_FRAGMENTS_FULL,
         before=tuple(("web", ip("web", "lan", frag=9, proto=17, id=n) / Raw(b"x" * 8)) for n in range(1, 5)),
     ),
-    Case("a first fragment to a forward", "lan", IN_FIRST, V.TO_DOMAIN, _in(IN_FIRST, "web", 22), "web"),
+    Case("a first fragment to a forward", "lan", IN_FIRST, V.TO_DOMAIN, coming_in(IN_FIRST, "web", 22), "web"),
     Case(
         "the later one behind it",
         "lan",
@@ -755,17 +721,17 @@ HOST_PORTS = (
         "web",
         SYN,
         V.TO_LAN,
-        _out(SYN, 16399),
+        going_out(SYN, 16399),
         "lan",
         host=_all_but(6, 16399),
     ),
-    Case("nor is a UDP port of its", "web", QUERY, V.TO_LAN, _out(QUERY, 16392), "lan", host=_all_but(17, 16392)),
+    Case("nor is a UDP port of its", "web", QUERY, V.TO_LAN, going_out(QUERY, 16392), "lan", host=_all_but(17, 16392)),
     Case(
         "a UDP port of the host's is no TCP port of its",
         "web",
         SYN,
         V.TO_LAN,
-        _out(SYN, 16393),
+        going_out(SYN, 16393),
         "lan",
         host=frozenset({(17, 16393)}),
     ),
@@ -812,7 +778,7 @@ HOST_PORTS = (
         "lan",
         SYN_ACK,
         V.TO_DOMAIN,
-        _in(SYN_ACK, "web", 16393),
+        coming_in(SYN_ACK, "web", 16393),
         "web",
         before=(("web", SYN),),
         host=frozenset({(6, 16393)}),
@@ -924,5 +890,18 @@ BETWEEN = (
     Case("domain 0 goes nowhere else by the router", "dom0", tcp("dom0", "lan", 1, 22), V.DROP_NO_DOMAIN),
 )
 
-CASES = (*GUARD, *ARPS, *WAYS_OUT, *FORWARDS, *UPLINK, *ERRORS, *FRAGMENTS, *HAIRPIN, *HOST_PORTS, *REJECTS, *BETWEEN)
+CASES = (
+    *GUARD,
+    *ARPS,
+    *WAYS_OUT,
+    *FORWARDS,
+    *UPLINK,
+    *ERRORS,
+    *FRAGMENTS,
+    *HAIRPIN,
+    *HOST_PORTS,
+    *REJECTS,
+    *BETWEEN,
+    *RULES,
+)
 assert Ether  # scapy resolves upper layers through it

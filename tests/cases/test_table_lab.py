@@ -28,7 +28,8 @@ from support import world
 from support.host import Host
 from support.netns import inside, mac_of, packet_socket
 
-from cases.table import CASES, Case
+from cases.case import Case
+from cases.table import CASES
 from vfr._abi import Limit
 from vfr.kernel.fastpath import Fastpath
 from vfr.spec.packet import with_id

@@ -6,7 +6,8 @@ import pytest
 from support import world
 from support.native import Native
 
-from cases.table import CASES, Case
+from cases.case import Case
+from cases.table import CASES
 from cases.test_table import _check, _node
 
 

@@ -207,6 +207,17 @@ def test_a_flushed_ruleset_is_repaired_and_others_left(host: Host) -> None:
     assert "table inet users" in host.sh("dom0", "nft list ruleset")
 
 
+@pytest.mark.inv(12)
+def test_what_is_in_order_is_left_alone(host: Host) -> None:
+    """Converged means that nothing is left to do, the guard included, which is compared by what nft shows of it."""
+    host.vfr("nat", "enable", "--uplink", "eth0")
+    host.add("a")
+    rules = str(Path(__file__).resolve().parents[2] / "rules" / "xen.rules")
+    assert host.json("apply", "--dry-run", rules)["steps"] == []
+    host.sh("dom0", "nft add rule inet vfr to_lan accept")
+    assert host.json("apply", "--dry-run", rules)["steps"] == ["write the nftables guard"]
+
+
 def _links(host: Host) -> Path:
     return Path("/run/vfr/netns") / host.ns("dom0") / "bpf" / "links"
 

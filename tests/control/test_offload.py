@@ -10,6 +10,7 @@ done. By its TAP a VM hands the host a frame as it likes; of a namespace's, the 
 
 from __future__ import annotations
 
+import json
 import struct
 import subprocess
 import sys
@@ -341,6 +342,14 @@ def test_segments_of_one_byte(host: Host, tmp_path: Path, payload: Packet, offse
 
 
 @pytest.mark.inv(6)
+def test_explain_is_told_of_offloads_as_well(host: Host) -> None:
+    """Its twin has witnesses of its own, where there must be any: else guard would refuse the packet."""
+    before = _counts(host).get("DROP_POLICY")
+    answer = json.loads(host.vfr("explain", "a", "vm", "icmp", "--json", check=False).stdout)
+    assert answer["verdict"] == "DROP_POLICY", answer
+    assert _counts(host).get("DROP_POLICY") == before
+
+
 def test_without_a_witness_nothing_passes_until_the_next_command(host: Host) -> None:
     """On kernels before 6.2: whoever removes its pin opens nothing."""
     if host.env["VFR_OFFLOAD"] == "read":

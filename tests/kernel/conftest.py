@@ -48,7 +48,7 @@ def _load(compiled: Path, pins: Path) -> None:
     """A helper that this kernel does not know is a missing feature; any other refusal is a failure."""
     log = ctypes.create_string_buffer(1 << 16)
     library = ctypes.CDLL(str(loader.BUILD / "libvfrload.so"))
-    error = library.vfr_load(str(compiled).encode(), str(pins).encode(), None, 0, log, len(log))
+    error = library.vfr_load(str(compiled).encode(), str(pins).encode(), None, log, len(log))
     text = log.value.decode(errors="replace")
     if error and ("unknown func" in text or "invalid func" in text):
         pytest.skip(f"this kernel lacks a helper of {compiled.stem}: {text.strip().splitlines()[-1]}")

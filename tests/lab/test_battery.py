@@ -99,6 +99,22 @@ def test_it_bites(a: Attack, results: Results) -> None:
     assert result.outcome == "fell", _told(result)
 
 
+STRICTER = ("vfr-sandbox", "vfr-web-db")
+
+
+@pytest.mark.parametrize("name", STRICTER)
+def test_nothing_gets_through_vfr_under_any_rules_that_ship(name: str, tmp_path: Path) -> None:
+    """What can't be mounted under rules that allow so little is void; what can be is held as under xen.rules."""
+    found: list[Result] = []
+    with labs_up([backend(name)], "bs") as labs:
+        Judge(labs, tmp_path, found.append).run([Part(backend(name), EVERY)])
+    fell = {r.attack: _told(r) for r in found if r.outcome == "fell"}
+    assert fell.keys() <= _losses(), "\n".join(fell.values())
+    counted = Counter(r.outcome for r in found)
+    print(f"{name}: {dict(counted)}")
+    assert counted["held"] >= 60, counted
+
+
 # The declarations
 
 

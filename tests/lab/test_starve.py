@@ -235,7 +235,7 @@ def test_a_flood_costs_nobody_else_anything(
     assert all(one.echoes() for one in stage.lasting.values())
 
 
-# The log. The ring keeps what nobody has read yet, so it does not matter when `vfr log` begins.
+# The log. The ring keeps what nobody has read yet, so it does not matter when `vfr events` begins.
 
 
 def _send(lab: Lab, node: str, address: str, port: int) -> None:
@@ -262,7 +262,7 @@ def test_a_flood_of_drops_drowns_nobody_else_s_events(
 ) -> None:
     """db's one drop is told of while web floods; web's at its rate, and what went untold is counted."""
     lab, db_port, web_port = stage.lab, 4242, 4243
-    with Agent(lab, "dom0", VFR, "log", "--json", says_up=False) as log:
+    with Agent(lab, "dom0", VFR, "events", "--json", says_up=False) as log:
         outer = _dropped(lab)
         _send(lab, "web", DB, web_port)
         _until(log, "web", web_port)

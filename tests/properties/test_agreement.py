@@ -8,14 +8,18 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.packet import Packet, Raw
 from support import world
 from support.bench import Bench
-from support.frames import LAN_ADDRESS, arp, echo, ip, tcp, udp
+from support.frames import LAN_ADDRESS, arp, echo, ether, ip, tcp, timestamp, udp
 
 from vfr._abi import Session, SessionKey, TcpEvent, TcpState
 from vfr.spec import State, step
 from vfr.spec.model import LAN, SECOND, SORTER
 from vfr.spec.tcp import OVER, step_tcp
 
-RULES = "allow any -> lan\nallow lan -> any tcp 22\nallow dom0 -> any\nallow web -> db tcp 22\ndeny odd -> lan udp\n"
+RULES = (
+    "group tier = web, db\nallow any -> lan\nallow lan -> any tcp 22\nallow dom0 -> any\nallow web -> db tcp 22\n"
+    "deny odd -> 192.0.2.0/24 udp\nreject tier -> 198.51.100.9 tcp 53\nallow tier -> any proto 47\n"
+    "allow any -> tier ether 0x889a\ndeny db -> internet icmp timestamp\n"
+)
 NAMES = st.sampled_from(["web", "db", "odd", "dom0"])
 PORTS = st.sampled_from([22, 53, 2202, 16385, 16392, 16393, 16400, 40000])
 FLAGS = st.sampled_from(["S", "SA", "A", "FA", "R", "F"])
@@ -33,7 +37,7 @@ def _node(name: str) -> int:
 @st.composite
 def from_domain(draw: st.DrawFn) -> tuple[str, Packet]:
     name, to = draw(NAMES), draw(TARGETS)
-    kind = draw(st.sampled_from(["tcp", "udp", "echo", "reply", "arp"]))
+    kind = draw(st.sampled_from(["tcp", "udp", "echo", "reply", "arp", "stamp", "stamped", "gre", "raw"]))
     a, b = draw(PORTS), draw(PORTS)
     own = world.NODES[name].ip
     src = draw(st.sampled_from([own, own, own, own, world.NODES["db"].ip, "192.0.2.11"]))
@@ -43,18 +47,33 @@ def from_domain(draw: st.DrawFn) -> tuple[str, Packet]:
         return name, udp(name, to, a, b, src=src)
     if kind == "arp":
         return name, arp(name, world.NODES[to].ip if to in world.NODES else to, psrc=src)
+    if kind == "gre":
+        return name, ip(name, to, proto=47, src=src) / Raw(b"x" * draw(st.integers(0, 40)))
+    if kind == "raw":
+        mac = (
+            world.NODES[to].mac
+            if to in world.NODES
+            else draw(st.sampled_from([world.GATEWAY_MAC, "ff:ff:ff:ff:ff:ff"]))
+        )
+        return name, ether(name, Raw(b"x" * 46), dst=mac, type=draw(st.sampled_from([0x889A, 0x88A2, 0x5DC])))
+    if kind in ("stamp", "stamped"):
+        return name, timestamp(name, to, a, 13 if kind == "stamp" else 14, src=src)
     return name, echo(name, to, a, 8 if kind == "echo" else 0)
 
 
 @st.composite
 def from_lan(draw: st.DrawFn) -> tuple[str, Packet]:
     src = draw(st.sampled_from(["192.0.2.11", "192.0.2.12", "198.51.100.9"]))
-    kind = draw(st.sampled_from(["tcp", "udp", "reply"]))
+    kind = draw(st.sampled_from(["tcp", "udp", "reply", "stamped", "gre"]))
     a, b = draw(PORTS), draw(PORTS)
     if kind == "tcp":
         return "lan", tcp("lan", LAN_ADDRESS, a, b, draw(FLAGS), src=src)
     if kind == "udp":
         return "lan", udp("lan", LAN_ADDRESS, a, b, src=src)
+    if kind == "stamped":
+        return "lan", timestamp("lan", LAN_ADDRESS, a, 14, src=src)
+    if kind == "gre":
+        return "lan", ip("lan", LAN_ADDRESS, proto=47, src=src) / Raw(b"x" * 20)
     return "lan", echo("lan", LAN_ADDRESS, a, 0, src=src)
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
+from scapy.layers.inet import TCP, UDP
+from scapy.packet import Raw
 from support import world
 from support.bench import Bench
-from support.frames import LAN_ADDRESS, tcp, udp
+from support.frames import LAN_ADDRESS, ip, tcp, udp
 
 from vfr._abi import Limit
 from vfr.kernel.fastpath import Config
 from vfr.policy import compile_rules, parse
-from vfr.spec.model import LAN
+from vfr.spec.model import LAN, SECOND
 
 RULES = "allow any -> lan\nallow lan -> any tcp 22\nallow dom0 -> any\nallow web -> db\n"
 NAMED = {n: s for n, s in world.SLOTS.items() if s}
@@ -99,6 +103,91 @@ def test_revoked_means_cut_and_the_rest_lives(bench: Bench) -> None:
     assert _verdict(bench, 1, tcp("web", "db", 1000, 80, "A")) == "DROP_POLICY"
     assert _verdict(bench, 2, tcp("db", "web", 80, 1000, "A")) == "DROP_NO_SESSION"
     assert _verdict(bench, 1, tcp("web", "lan", 1000, 80, "A")) == "TO_LAN"
+
+
+def _change(bench: Bench, rules: str) -> None:
+    bench.fastpath.replace_policy(world.router(rules).policy)  # type: ignore[arg-type]
+
+
+PIECES = {
+    "domain": (
+        1,
+        "web",
+        "db",
+        "allow web -> db udp 80\n",
+        "group a = web\nallow a -> any udp 1-99\n",
+        "allow web -> db udp 81\n",
+    ),
+    "out": (
+        1,
+        "web",
+        "192.0.2.11",
+        "allow web -> lan\n",
+        "allow any -> 192.0.2.0/24 udp 80\n",
+        "allow web -> internet\n",
+    ),
+    "protocol": (
+        1,
+        "web",
+        "db",
+        "allow web -> db proto 47\n",
+        "allow any -> any\n",
+        "allow web -> db udp\ndeny any -> any proto 47\n",
+    ),
+}
+
+
+@pytest.mark.inv(14)
+@pytest.mark.parametrize("kind", PIECES)
+def test_fragments_in_flight_go_by_the_rules_in_force(bench: Bench, kind: str) -> None:
+    """The first one is through, then rules change: those that still let it through lose no later one, others do."""
+    slot, sender, to, rules, same, revoked = PIECES[kind]
+    protocol = 47 if kind == "protocol" else 17
+    l4 = Raw(b"x" * 24) if protocol == 47 else UDP(sport=4000, dport=80, len=100) / Raw(b"x" * 16)
+    bench.reset(world.router(rules))
+    passed = _verdict(bench, slot, ip(sender, to, flags="MF", proto=protocol) / l4)
+    assert passed in ("TO_DOMAIN", "TO_LAN")
+
+    def later(at: int) -> str:
+        return _verdict(bench, slot, ip(sender, to, flags="MF", frag=at, proto=protocol) / Raw(b"y" * 8))
+
+    assert later(3) == passed
+    _change(bench, same)
+    assert later(4) == passed, "an unchanged permission lost a later fragment"
+    _change(bench, revoked)
+    assert later(5) == "DROP_POLICY"
+    _change(bench, same)
+    assert later(6) == passed, "what is allowed again"
+
+
+def test_fragments_from_the_lan_go_by_the_rules_in_force(bench: Bench) -> None:
+    bench.reset(world.router("allow lan -> web tcp 22\n"))
+    first = ip("lan", LAN_ADDRESS, flags="MF") / TCP(sport=40000, dport=2202) / Raw(b"x" * 4)
+    later = ip("lan", LAN_ADDRESS, frag=3, proto=6) / Raw(b"y" * 16)
+    assert _verdict(bench, LAN, first) == "TO_DOMAIN"
+    _change(bench, "allow 192.0.2.11 -> any tcp\n")
+    assert _verdict(bench, LAN, later) == "TO_DOMAIN"
+    _change(bench, "allow 192.0.2.12 -> any tcp\nallow internet -> web\n")
+    assert _verdict(bench, LAN, later) == "DROP_POLICY"
+
+
+def test_a_limit_is_of_conversations_and_comes_back(bench: Bench) -> None:
+    """One that goes on costs nothing, nor does a change of rules that leaves the rule; a second makes it whole."""
+    rules, start, calls = "allow web -> db udp limit 4/s\n", 10**15, itertools.count()
+    bench.reset(world.router(rules))
+
+    def speak(port: int, later_s: float = 0) -> str:
+        bench.clock(start + int(later_s * SECOND) + 3_000_000 * next(calls))
+        return _verdict(bench, 1, udp("web", "db", port, 80))
+
+    assert [speak(3000) for _ in range(20)] == ["TO_DOMAIN"] * 20
+    assert [speak(3001 + n) for n in range(5)] == ["TO_DOMAIN"] * 4 + ["DROP_TOO_FAST"]
+    _change(bench, rules + "deny web -> dom0\n")
+    assert speak(3005) == "DROP_TOO_FAST"
+    assert speak(3001) == "TO_DOMAIN"
+    assert speak(3005, 0.3) == "TO_DOMAIN", "one comes back"
+    assert speak(3006, 0.3) == "DROP_TOO_FAST", "and no more"
+    assert [speak(3006 + n, 9) for n in range(6)] == ["TO_DOMAIN"] * 5 + ["DROP_TOO_FAST"]
 
 
 @pytest.mark.inv(8)

@@ -7,12 +7,14 @@ import os
 import socket
 import subprocess
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
 from support import world
+from vfr import _abi
 from vfr._abi import Deliver, Kind, Limit, Verdict
 from vfr.kernel import bpf
 from vfr.kernel.fastpath import Config, DomainRow, Fastpath, Forward, Hook
@@ -114,6 +116,24 @@ class Bench:
         self.host_binds(router.host_ports)
         if fp.policy_digest() != router.policy.digest:  # type: ignore[attr-defined]
             fp.replace_policy(router.policy)  # type: ignore[arg-type]
+        self._forget_rates(router)
+
+    def _forget_rates(self, router: Router) -> None:
+        """A rule that stays in force goes on counting what its limit let begin."""
+        rules = self.fastpath._maps["rules"]
+        for number, rule in router.policy.rules.items():  # type: ignore[attr-defined]
+            raw = rules.get(number.to_bytes(4, "little")) if rule.limit else None
+            if raw:
+                row = _abi.Rule.from_buffer_copy(raw)
+                row.until_ns = 0
+                rules.set(number.to_bytes(4, "little"), bytes(row))
+
+    def clock(self, nanoseconds: int) -> None:
+        """It is so late for the fastpath, as nearly as a clock that goes on can be set."""
+        config = self.fastpath._maps["config"]
+        row = _abi.Config.from_buffer_copy(config.get(bytes(4)) or b"")
+        row.clock_ahead_ns = nanoseconds - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        config.set(bytes(4), bytes(row))
 
     def host_binds(self, ports: frozenset[tuple[int, int]]) -> None:
         """From now on the host has sockets on these (protocol, port), and no others."""

@@ -32,6 +32,10 @@ def echo(sender: str, to: str, number: int, kind: int = 8, **fields: object) -> 
     return ip(sender, to, **fields) / ICMP(type=kind, id=number, seq=1) / Raw(b"abcdefgh")
 
 
+def timestamp(sender: str, to: str, number: int, kind: int = 13, **fields: object) -> Packet:
+    return ip(sender, to, **fields) / ICMP(type=kind, id=number, seq=1, ts_ori=1, ts_rx=2, ts_tx=3)
+
+
 def arp(sender: str, target: str, **fields: object) -> Packet:
     own = {"op": 1, "hwsrc": NODES[sender].mac, "psrc": NODES[sender].ip, "pdst": target}
     return ether(sender, ARP(**{**own, **fields}), dst="ff:ff:ff:ff:ff:ff")

@@ -110,7 +110,6 @@ class Native(Bench):
     def __enter__(self) -> Native:
         self.library = _library()
         module = _on_native_maps(self.library)
-        module.PROGRAMS = {}  # type: ignore[attr-defined] # programs are functions here
         notes = {
             name: module.bpf.create_map(bpf.TYPE_ARRAY, 4, size, places, 0, name)
             for name, (size, places) in module._NOTES.items()
@@ -121,7 +120,8 @@ class Native(Bench):
         # The emulated kernel has one thread, and nothing to wait for.
         module.Fastpath._side_by_side = staticmethod(lambda names, work: [work(name) for name in names])
         self._seated = set()
-        self.fastpath = module.Fastpath(Path("/native"))
+        self.bpf = module.bpf
+        self.fastpath = module.Fastpath(Path("/native"), ())  # programs are functions here
         self.fastpath.new_lan_tables()
         self.fastpath.sweep = lambda row: self.library.native_sweep(ctypes.c_uint32(row))
         self.ifindex = {**{name: slot + 1 for name, slot in world.SLOTS.items()}, "lan": LAN_IFINDEX, "sorter": 101}

@@ -11,7 +11,8 @@ import struct
 import sys
 from pathlib import Path
 
-from cases.table import CASES, Case
+from cases.case import Case
+from cases.table import CASES
 
 from support import world
 

@@ -21,7 +21,9 @@ from vfr.spec.model import LAN
 RULES = "allow any -> lan\nallow lan -> any tcp 22\nallow dom0 -> any\nallow web -> db\n"
 REMOTE = ("192.0.2.11", 80)
 STRANGER = ("192.0.2.12", 80)
-Protocol = Literal["tcp", "udp", "icmp"]
+# Of ICMP the two queries: echo, and timestamp.
+Protocol = Literal["tcp", "udp", "icmp", "stamp"]
+QUERIES: tuple[Protocol, ...] = ("icmp", "stamp")
 PROTOCOLS: tuple[Protocol, ...] = ("tcp", "udp", "icmp")
 INSIDE_ISN, REMOTE_ISN = 1000, 5000
 ROUTER = "192.0.2.254"
@@ -30,6 +32,8 @@ ROUTER = "192.0.2.254"
 def _layers(protocol: Protocol, sport: int, dport: int, flags: str, reply: bool) -> Packet:
     if protocol == "icmp":
         return ICMP(type=0 if reply else 8, id=dport if reply else sport, seq=1) / Raw(b"abcdefgh")
+    if protocol == "stamp":
+        return ICMP(type=14 if reply else 13, id=dport if reply else sport, seq=1, ts_ori=1, ts_rx=2, ts_tx=3)
     if protocol == "udp":
         return UDP(sport=sport, dport=dport) / Raw(b"hello")
     own, other = (REMOTE_ISN, INSIDE_ISN) if reply else (INSIDE_ISN, REMOTE_ISN)
@@ -40,7 +44,7 @@ def _layers(protocol: Protocol, sport: int, dport: int, flags: str, reply: bool)
 
 
 def outside_port(frame: bytes) -> int:
-    """What the LAN sees for the sender's port, or for its echo identifier."""
+    """What the LAN sees for the sender's port, or for its query's identifier."""
     packet = Ether(frame)
     return int(packet[ICMP].id if ICMP in packet else packet[IP].payload.sport)
 
@@ -66,7 +70,7 @@ class Sides:
         return outside_port(seen.frame) if seen.verdict.name == "TO_LAN" and seen.frame else None
 
     def answer(self, protocol: Protocol, outside: int, remote: tuple[str, int] = REMOTE, flags: str = "SA") -> Outcome:
-        """A remote's packet to an outside port: for ICMP an echo reply."""
+        """A remote's packet to an outside port: for ICMP a reply."""
         packet = ip("lan", LAN_ADDRESS, src=remote[0]) / _layers(protocol, remote[1], outside, flags, True)
         return self.bench.send(LAN, bytes(packet))
 
@@ -123,7 +127,7 @@ def quoted(packet: Packet) -> Packet:
 
 
 def quoted_ports(packet: Packet) -> tuple[int, int]:
-    """Its ports, or twice its echo identifier: a quote may end behind eight bytes of its L4 header."""
+    """Its ports, or twice its query's identifier: a quote may end behind eight bytes of its L4 header."""
     quote = bytes(packet[ICMP].payload)
     l4 = quote[4 * (quote[0] & 15) :]
     words = int.from_bytes(l4[:2], "big"), int.from_bytes(l4[2:4], "big")

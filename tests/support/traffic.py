@@ -16,7 +16,10 @@ from support import world
 from vfr.spec.model import LAN, SORTER
 from vfr.spec.packet import ones_sum
 
-ICMP, TCP, UDP = 1, 6, 17
+ICMP, TCP, UDP, GRE, ESP, SCTP = 1, 6, 17, 47, 50, 132
+ECHO, STAMP = 8, 13
+REPLY_TO = {ECHO: 0, STAMP: 14}
+ETHERTYPES = (0x889A, 0x889A, 0x88A2, 0x88CC, 0x0600, 0x05DC, 0x86DD, 0x8100)
 FLAGS = {"S": 0x02, "SA": 0x12, "A": 0x10, "FA": 0x11, "R": 0x04, "F": 0x01}
 PORTS = (22, 53, 80, 2202, 2203, 16385, 16392, 16393, 16399, 16400, 16407, 16409, 30000, 40000)
 REMOTES = ("192.0.2.11", "192.0.2.12", "198.51.100.9")
@@ -38,7 +41,10 @@ def ip_packet(src: int, dst: int, protocol: int, l4: bytes, ttl: int = 64, fragm
 
 
 def l4_packet(src: int, dst: int, protocol: int, sport: int, dport: int, flags: int, load: bytes) -> bytes:
-    """A TCP or UDP header and its load, or an echo (`flags` its type, `sport` its identifier), checksum right."""
+    """A TCP or UDP header and its load, or an ICMP query or reply (`flags` its type, `sport` its identifier), checksum
+    right; of other protocols the load alone."""
+    if protocol not in (ICMP, TCP, UDP):
+        return load
     if protocol == ICMP:
         raw, at = struct.pack(">BBHHH", flags, 0, 0, sport, 1) + load, 2
     elif protocol == UDP:
@@ -60,14 +66,26 @@ def arp(slot: int, asked: int, operation: int = 1) -> bytes:
     return b"\xff" * 6 + frame(slot, body, 0x0806)[6:]
 
 
+def raw(sender: int, to: bytes, ethertype: int, load: int) -> bytes:
+    """A raw Ethernet frame from a slot, or LAN, to a MAC."""
+    return to + frame(sender, bytes(load), ethertype)[6:]
+
+
+def is_ip(made: bytes) -> bool:
+    return made[12:14] == b"\x08\x00"
+
+
 def answer(delivered: bytes, to: int, rng: Random) -> tuple[int, bytes]:
     """What the receiver of a delivered frame may say next in the same conversation."""
+    if not is_ip(delivered):
+        return to, raw(to, delivered[6:12], int.from_bytes(delivered[12:14], "big"), rng.randrange(80))
     src, dst, protocol = (*struct.unpack(">II", delivered[26:34]), delivered[23])
     if len(delivered) < 42:
         delivered = delivered.ljust(42, b"\0")
     load = bytes(rng.randrange(4))
     if protocol == ICMP:
-        l4 = l4_packet(dst, src, ICMP, int.from_bytes(delivered[38:40], "big"), 0, 0, load)
+        kind = REPLY_TO.get(delivered[34], 0) if rng.random() < 0.9 else rng.choice((0, 14))
+        l4 = l4_packet(dst, src, ICMP, int.from_bytes(delivered[38:40], "big"), 0, kind, load)
     else:
         sport, dport = struct.unpack(">HH", delivered[34:38])
         flags = FLAGS[rng.choice(("SA", "SA", "A", "A", "FA", "R"))]
@@ -91,6 +109,7 @@ class Traffic:
     rng: Random
     heard: deque[tuple[int, bytes]] = field(default_factory=lambda: deque(maxlen=12))
     in_sorter: deque[bytes] = field(default_factory=lambda: deque(maxlen=6))
+    burst: list[tuple[int, bytes]] = field(default_factory=list)
 
     def delivered(self, to: int, frame: bytes) -> None:
         """A frame with IP that was handed to a slot, or to LAN."""
@@ -104,9 +123,12 @@ class Traffic:
         """A sender, and the frame it sends."""
         rng = self.rng
         kind = rng.random()
+        if self.burst:
+            return self.burst.pop()
         if self.heard and kind < 0.4:
             to, last = rng.choice(self.heard)
-            sender, made = error_about(last, to, rng) if rng.random() < 0.15 else answer(last, to, rng)
+            wrong = is_ip(last) and rng.random() < 0.15
+            sender, made = error_about(last, to, rng) if wrong else answer(last, to, rng)
         elif kind < 0.5:
             sender, made = self._piece()
         elif self.in_sorter and kind < 0.6:
@@ -123,13 +145,33 @@ class Traffic:
         if sender != LAN and rng.random() < 0.05:
             asked = rng.choice([*ADDRESS.values(), int(IPv4Address("169.254.1.77"))])
             return sender, arp(sender, asked, rng.choice((1, 1, 2)))
+        if rng.random() < 0.06:
+            return sender, self._raw(sender)
         if sender == LAN:
             src, dst = int(IPv4Address(rng.choice(REMOTES))), int(world.OUTSIDE)
         else:
             others = [a for s, a in ADDRESS.items() if s != sender]
             dst = rng.choice(others) if rng.random() < 0.4 else int(IPv4Address(rng.choice(TARGETS)))
             src = ADDRESS[sender]
+        if rng.random() < 0.05:
+            protocol, port = rng.choice((TCP, UDP, ICMP)), rng.choice(PORTS)
+            self.burst = [(sender, frame(sender, self._opening(src, dst, protocol, port))) for _ in range(4)]
         return sender, frame(sender, self._packet(src, dst))
+
+    def _opening(self, src: int, dst: int, protocol: int, port: int) -> bytes:
+        """One of several that begin a conversation each, at once."""
+        flags = self.rng.choice((ECHO, STAMP)) if protocol == ICMP else FLAGS["S"]
+        l4 = l4_packet(src, dst, protocol, self.rng.randrange(1024, 65536), port, flags, b"")
+        return ip_packet(src, dst, protocol, l4)
+
+    def _raw(self, sender: int) -> bytes:
+        """Raw Ethernet: mostly to a domain, now and then to the router, a group or nobody, or too long."""
+        rng = self.rng
+        unlikely = (GATEWAY, b"\xff" * 6, bytes.fromhex("030000000003"), bytes.fromhex("020000000077"), MAC[LAN])
+        to = rng.choice(unlikely) if sender == LAN or rng.random() < 0.15 else rng.choice([MAC[s] for s in ADDRESS])
+        if sender == LAN:
+            to = GATEWAY  # or the kernel says that it is somebody else's
+        return raw(sender, to, rng.choice(ETHERTYPES), rng.choice((0, 20, 46, 46, 200, 1500, 1501)))
 
     def _piece(self) -> tuple[int, bytes]:
         """A fragment: of a few senders, targets and identifications, so that pieces meet."""
@@ -137,7 +179,7 @@ class Traffic:
         sender = rng.choice((1, 1, 2, LAN))
         src = int(IPv4Address(REMOTES[0])) if sender == LAN else ADDRESS[sender]
         dst = int(world.OUTSIDE) if sender == LAN else rng.choice((int(IPv4Address(REMOTES[0])), ADDRESS[2]))
-        protocol = rng.choice((TCP, UDP, UDP))
+        protocol = rng.choice((TCP, UDP, UDP, UDP, GRE))
         offset = rng.choice((0, 0, 3, 4, 6, 1))
         more = 0x2000 if not offset or rng.random() < 0.5 else 0
         l4 = bytes(16)
@@ -157,8 +199,10 @@ class Traffic:
 
     def _packet(self, src: int, dst: int) -> bytes:
         rng = self.rng
-        protocol = rng.choice((TCP, TCP, UDP, UDP, ICMP))
-        flags = rng.choice((8, 8, 0)) if protocol == ICMP else FLAGS[rng.choice(("S", "S", "S", "SA", "A", "FA", "R"))]
+        protocol = rng.choice((TCP, TCP, TCP, UDP, UDP, UDP, ICMP, ICMP, rng.choice((GRE, GRE, ESP, SCTP))))
+        flags = FLAGS[rng.choice(("S", "S", "S", "SA", "A", "FA", "R"))]
+        if protocol == ICMP:
+            flags = rng.choice((ECHO, ECHO, STAMP, STAMP, 0, 14))
         sport, dport = rng.choice(PORTS), rng.choice(PORTS)
         load = bytes(rng.randrange(40)) if rng.random() < 0.97 else bytes(1490)
         l4 = l4_packet(src, dst, protocol, sport, dport, flags, load)
@@ -176,4 +220,4 @@ class Traffic:
         if rng.random() < 0.7 and len(out) >= 34:
             out[24:26] = b"\0\0"
             out[24:26] = _checksum(bytes(out[14:34]))
-        return bytes(out[: rng.randrange(14, len(out))] if rng.random() < 0.2 else out)
+        return bytes(out[: rng.randrange(14, len(out) + 1)] if rng.random() < 0.2 else out)

@@ -6,12 +6,13 @@ web 169.254.1.2 (slot 1)   db .3 (slot 2)   odd 198.18.0.77 (slot 3)   dom0 169.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
-from vfr.policy import compile_rules, parse
+from vfr.policy import Rule, compile_rules, parse
 from vfr.settings import Limits
-from vfr.spec import Domain, Router
+from vfr.spec import Domain, Router, State
+from vfr.spec.model import Policy
 
 POOL = IPv4Network("169.254.1.0/24")
 LAN_NET = IPv4Network("192.0.2.0/24")
@@ -42,9 +43,11 @@ NODES = {
 }
 
 
-def router(rules: str) -> Router:
-    """The model's view of it under these rules."""
-    compiled = compile_rules(parse(rules, "case.rules"), {n: s for n, s in SLOTS.items() if s}, LAN_NET)
+def router(rules: str, known: dict[Rule, int] | None = None) -> Router:
+    """The model's view of it under these rules. `known` are numbers that rules keep; new ones are added."""
+    parsed = parse(rules, "case.rules")
+    numbers = None if known is None else [known.setdefault(rule, len(known) + 1) for rule in parsed.rules]
+    compiled = compile_rules(parsed, {n: s for n, s in SLOTS.items() if s}, LAN_NET, numbers)
     domains = {
         slot: Domain(
             int(IPv4Address(NODES[name].ip)),
@@ -62,4 +65,12 @@ def router(rules: str) -> Router:
         LAN_NET,
         forwards=FORWARDS,
         limits=LIMITS,
+    )
+
+
+def without_rates(state: State, policy: Policy) -> State:
+    """What is left when this policy comes into force: a rule that goes away is forgotten, with what it let begin."""
+    kept = policy.rules  # type: ignore[attr-defined]
+    return replace(
+        state, whole={what: when for what, when in state.whole.items() if what[1] != "rule" or what[0] in kept}
     )

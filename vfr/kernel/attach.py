@@ -30,14 +30,16 @@ def _unpin(path: Path) -> bool:
     return True
 
 
-def _attach_tcx(ifindex: int, program: int, pin: Path) -> bool:
+def _attach_tcx(ifindex: int, program: int, pin: Path, former: Path) -> bool:
     """False if this kernel has no tcx."""
     try:
         link = bpf.tcx_attach(ifindex, program)
     except KernelError as error:
         if error.errno == errno.EINVAL:
             return False
-        raise
+        if error.errno != errno.EEXIST or not former.exists():
+            raise
+        link = _first_again(ifindex, program, former)
     try:
         bpf.pin(link, pin)
     finally:
@@ -45,16 +47,27 @@ def _attach_tcx(ifindex: int, program: int, pin: Path) -> bool:
     return True
 
 
+def _first_again(ifindex: int, program: int, former: Path) -> int:
+    """A new link, in front of whoever came before us. A hook takes a program only once, so the former link must let
+    go first: a VIF is down meanwhile, and the uplink has for that moment no program of ours."""
+    old = bpf.get_pinned(former)
+    try:
+        bpf.detach_link(old)
+    finally:
+        os.close(old)
+    return bpf.tcx_attach(ifindex, program)
+
+
 def attach(ifindex: int, program: int, links: Path, name: str) -> str:
     """Puts `program` on the interface's ingress, first in line. Returns "tcx" or "clsact".
 
-    What was attached under this name before stays in force until the new one is.
+    What was attached under this name before stays in force until the new one is, unless it is the same program.
     """
     wanted = os.environ.get("VFR_ATTACH", "tcx")
     name = _file(name)
     fresh = links / (name + _NEW)
     _unpin(fresh)
-    if wanted != "clsact" and _attach_tcx(ifindex, program, fresh):
+    if wanted != "clsact" and _attach_tcx(ifindex, program, fresh, links / name):
         fresh.rename(links / name)
         _detach_clsact(ifindex, links, name)
         return "tcx"

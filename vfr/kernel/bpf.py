@@ -21,12 +21,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY = 0, 1, 2, 3, 4
 OBJ_PIN, OBJ_GET, PROG_TEST_RUN = 6, 7, 10
+PROG_FD_BY_ID, LINK_DETACH = 13, 34
 MAP_LOOKUP_AND_DELETE, MAP_FD_BY_ID, INFO_BY_FD, PROG_QUERY, LINK_CREATE = 21, 14, 15, 16, 28
 MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = 24, 26, 27
 
 TYPE_HASH, TYPE_ARRAY = 1, 2
 ANY, NOEXIST = 0, 1
-TCX_INGRESS = 46
+TCX_INGRESS, TCX_EGRESS = 46, 47
 _BEFORE = 1 << 3
 _ATTR_SIZE = 144
 
@@ -86,6 +87,10 @@ class _Link(ctypes.Structure):
         ("attach_type", ctypes.c_uint32),
         ("flags", ctypes.c_uint32),
     ]
+
+
+class _Detach(ctypes.Structure):
+    _fields_ = [("link_fd", ctypes.c_uint32)]
 
 
 class _Batch(ctypes.Structure):
@@ -179,7 +184,9 @@ class ProgramInfo(ctypes.Structure):
         ("tag", ctypes.c_uint8 * 8),
         ("jited_size", ctypes.c_uint32),
         ("translated_size", ctypes.c_uint32),
-        ("_between", ctypes.c_uint8 * 192),
+        ("_pointers", ctypes.c_uint8 * 40),
+        ("name", ctypes.c_char * 16),
+        ("_between", ctypes.c_uint8 * 136),
         ("verified_instructions", ctypes.c_uint32),
     ]
 
@@ -190,6 +197,11 @@ def program_info(fd: int) -> ProgramInfo:
     attr = _Info(fd=fd, length=ctypes.sizeof(info), info=ctypes.addressof(info))
     _checked("asking about a BPF program", INFO_BY_FD, attr)
     return info
+
+
+def program_fd_by_id(number: int) -> int:
+    """File descriptor of the program with this kernel number."""
+    return _checked(f"opening program {number}", PROG_FD_BY_ID, _Obj(path=number))
 
 
 def create_map(kind: int, key: int, value: int, entries: int, flags: int, name: str) -> int:
@@ -260,6 +272,14 @@ class Map:
         if result < 0:
             raise KernelError(f"reading the queue {self.name}", -result)
         return self._value.raw
+
+    def push(self, value: bytes) -> None:
+        """Enters a value behind all others of a queue. KernelError with E2BIG if it is full."""
+        assert len(value) == self.value_size, (self.name, len(value))
+        self._value.raw = value
+        _checked(
+            f"writing the queue {self.name}", MAP_UPDATE, _Elem(map_fd=self.fd, value=ctypes.addressof(self._value))
+        )
 
     def keys(self) -> list[bytes]:
         """All keys. Those that come or go meanwhile may or may not be among them."""
@@ -357,10 +377,15 @@ def tcx_attach(ifindex: int, program: int) -> int:
     return _checked(f"attaching to interface {ifindex} by tcx", LINK_CREATE, attr)
 
 
-def tcx_programs(ifindex: int) -> list[int]:
+def detach_link(link: int) -> None:
+    """Takes a link's program off at once, whoever else has the link."""
+    _checked("detaching a program", LINK_DETACH, _Detach(link_fd=link))
+
+
+def tcx_programs(ifindex: int, way: int = TCX_INGRESS) -> list[int]:
     """Numbers of the programs on the interface's ingress, in the order they run; [] without tcx."""
     ids = (ctypes.c_uint32 * 64)()
-    attr = _Query(ifindex=ifindex, attach_type=TCX_INGRESS, ids=ctypes.addressof(ids), count=64)
+    attr = _Query(ifindex=ifindex, attach_type=way, ids=ctypes.addressof(ids), count=64)
     result = _call(PROG_QUERY, attr)
     if result in (-errno.ENODEV, -errno.ENOENT, -errno.EINVAL):
         return []

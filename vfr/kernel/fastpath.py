@@ -10,8 +10,9 @@ import ctypes
 import itertools
 import os
 import shutil
+import struct
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -22,11 +23,14 @@ from vfr._abi import Action, Deliver, Holder, Kind, Limit, Space, Verdict
 from vfr.errors import KernelError
 from vfr.kernel import attach, bpf, loader
 from vfr.kernel.ringbuf import RingBuffer
+from vfr.policy.compile import level_bit
 from vfr.settings import LAN_FRAGMENTS, Limits, Timers, forgettable
 
 if TYPE_CHECKING:
     from vfr.policy import CompiledPolicy
+    from vfr.policy.amend import Patch
     from vfr.policy.compile import Entry, Remote
+    from vfr.policy.rules import Rule
 
 Hook = Literal["vif", "uplink", "sorter"]
 PROGRAMS: dict[Hook, str] = {"vif": "vif_ingress", "uplink": "uplink_ingress", "sorter": "sorter_ingress"}
@@ -39,6 +43,7 @@ _PROTOCOL_SPACE = {"tcp": Space.SPACE_TCP, "udp": Space.SPACE_UDP}
 # the kernel's own state lives. Name -> (value size, places).
 _DIGEST_SIZE = 64
 _ACTIONS = {"allow": Action.ACTION_ALLOW, "reject": Action.ACTION_REJECT, "deny": Action.ACTION_DENY}
+_ONE_BY_ONE = 2000  # so many rows are read faster each by itself than with all others
 _HEADER = int(Limit.NODE_HEADER)
 _TABLES = ("sessions", "inbound", "mappings", "fragments")
 _LIMIT_FIELDS = {"fragments": "pieces"}
@@ -94,6 +99,26 @@ def _u32(number: int) -> bytes:
 
 def _from_u32(raw: bytes) -> int:
     return int.from_bytes(raw, "little")
+
+
+def _pair(raw: bytes) -> _abi.Pair:
+    return _parse(_abi.Pair, raw)
+
+
+def _numbers(rows: Mapping[bytes, bytes], of_rules: bool) -> set[int]:
+    """The numbers of the rules, or of the sets, that rows of pairs lead to."""
+    pairs = struct.iter_unpack("<HH", b"".join(rows))
+    values = struct.iter_unpack("<II", b"".join(rows.values()))
+    return {
+        number
+        for (_, target), (number, flags) in zip(pairs, values, strict=True)
+        if target != _HEADER and bool(flags & Limit.PAIR_IS_RULE) == of_rules
+    }
+
+
+def _ports_key(number: int, entry: Entry) -> bytes:
+    bits, ether, protocol, port, _ = entry
+    return bytes(_abi.PortsKey(32 + bits, number, ether, protocol, port))
 
 
 def _mac_key(mac: str) -> bytes:
@@ -208,15 +233,15 @@ def _counts(raw: bytes) -> dict[str, tuple[int, int]]:
 class Fastpath:
     """The fastpath pinned under one directory. Close it when done; what is pinned stays."""
 
-    def __init__(self, pins: Path) -> None:
+    def __init__(self, pins: Path, hooks: Collection[Hook] = tuple(PROGRAMS)) -> None:
         self._links = pins / "links"
         self._fds: dict[Hook, int] = {}
         self._sweep = -1
         self._maps: dict[str, bpf.Map] = {}
         base = pins / "fastpath"
         try:
-            for hook, program in PROGRAMS.items():
-                self._fds[hook] = bpf.get_pinned(base / program)
+            for hook in hooks:
+                self._fds[hook] = bpf.get_pinned(base / PROGRAMS[hook])
             self._sweep = bpf.get_pinned(base / SWEEP)
             for name, spec in _abi.MAPS.items():
                 size = spec.value_size * (_possible_cpus() if name in _PER_CPU else 1)
@@ -229,8 +254,15 @@ class Fastpath:
             raise
 
     @classmethod
-    def load(cls, pins: Path, settings: Mapping[str, int] | None = None) -> Fastpath:
-        """Loads and pins the object, all or nothing, in place of one that is only half there.
+    def load(
+        cls,
+        pins: Path,
+        settings: Mapping[str, int] | None = None,
+        shared: Mapping[str, int] | None = None,
+        hooks: Collection[Hook] = tuple(PROGRAMS),
+    ) -> Fastpath:
+        """Loads and pins the object, all or nothing, in place of one that is only half there: with maps in place of
+        its own (name -> descriptor), and only these hooks' programs.
 
         KernelError with the verifier's log if the kernel refuses it.
         """
@@ -238,7 +270,8 @@ class Fastpath:
         fresh = pins / "loading"
         fresh.mkdir()
         (pins / "links").mkdir(exist_ok=True)
-        witnessed = loader.load(fresh, settings or {})
+        programs = [*(PROGRAMS[hook] for hook in hooks), SWEEP]
+        witnessed = loader.load(fresh, settings or {}, shared, programs)
         for name, (size, places) in _NOTES.items():
             fd = bpf.create_map(bpf.TYPE_ARRAY, 4, size, places, 0, name)
             try:
@@ -246,7 +279,7 @@ class Fastpath:
             finally:
                 os.close(fd)
         fresh.rename(pins / "fastpath")
-        made = cls(pins)
+        made = cls(pins, hooks)
         made.new_lan_tables()
         made._maps["witnessed"].set(_u32(0), _u32(int(witnessed)))
         return made
@@ -261,7 +294,7 @@ class Fastpath:
         if not wanted <= found:
             return None
         one = cls(pins)
-        if _from_u32(one._maps["witnessed"].get(_u32(0)) or _u32(0)) and not found >= WITNESSES:
+        if one.is_witnessed and not found >= WITNESSES:
             one.close()
             return None
         return one
@@ -281,6 +314,15 @@ class Fastpath:
         for one in self._maps.values():
             one.close()
         self._fds, self._maps, self._sweep = {}, {}, -1
+
+    @property
+    def is_witnessed(self) -> bool:
+        """Whether it was loaded to be told of offloads by witnesses."""
+        return bool(_from_u32(self._maps["witnessed"].get(_u32(0)) or _u32(0)))
+
+    def map(self, name: str) -> bpf.Map:
+        """One of the object's maps as it stands; it stays the object's."""
+        return self._maps[name]
 
     # What everyone goes by
 
@@ -501,14 +543,69 @@ class Fastpath:
         the new have in common is neither written nor deleted.
         """
         self._set_digest("")
-        old_sets, old_remotes = self._sets(), self._remotes()
-        self._write_rules(policy)
+        old_sets, old_remotes, old_rules = self._sets(), self._remotes(), self.rules()
+        self._write_rules(policy.rules, old_rules)
         numbers = self._write_sets(policy, old_sets)
         version = self._write_remotes(policy, old_remotes)
         self._swap_pairs(policy, numbers, version)
         self._next_policy_number()
-        self._forget_old(policy, old_sets, set(numbers.values()), version)
+        self._forget_old(old_sets, set(numbers.values()), version, old_rules - policy.rules.keys())
         self._set_digest(policy.digest)
+
+    def amend_policy(self, patch: Patch) -> None:
+        """Swaps in the tables with a few rows changed, as replace_policy does; what the rows lead to is all that is
+        written and deleted beside the table of pairs."""
+        inner = self.inner("policy", 0)
+        assert inner is not None, "a patch is for a policy that is in force"
+        self._set_digest("")
+        try:
+            rows = dict(inner.rows())
+        finally:
+            inner.close()
+        self._write_rules(patch.rules, frozenset())
+        numbers = itertools.count(max(_numbers(rows, False), default=0) + 1)
+        old = self._patch_rows(rows, patch, numbers)
+        self._swap(rows)
+        self._next_policy_number()
+        held = _numbers(rows, False)
+        self._maps["port_sets"].delete_many(
+            _ports_key(number, entry) for number, entries in old.items() if number not in held for entry in entries
+        )
+        self._clear_rules(patch.gone)
+        self._set_digest(patch.digest)
+
+    def _patch_rows(
+        self, rows: dict[bytes, bytes], patch: Patch, numbers: Iterator[int]
+    ) -> dict[int, tuple[Entry, ...]]:
+        """Puts the patch into rows of pairs, and writes the sets that they lead to. The sets that rows led to before."""
+        old: dict[int, tuple[Entry, ...]] = {}
+        header = bytes(_abi.PairKey(_HEADER, _HEADER))
+        version, levels = _pair(rows[header]).number, _pair(rows[header]).flags
+        for pair, row in patch.rows.items():
+            key = bytes(_abi.PairKey(*pair))
+            was = _pair(rows.pop(key)) if key in rows else None
+            if was and not was.flags & Limit.PAIR_IS_RULE:
+                old[was.number] = row.before
+            if not row.entries:
+                continue
+            levels |= level_bit(*pair)
+            number = row.entries[0][4] if row.flags & Limit.PAIR_IS_RULE else next(numbers)
+            if not row.flags & Limit.PAIR_IS_RULE:
+                self._maps["port_sets"].set_many((_ports_key(number, e), _u32(e[4])) for e in row.entries)
+            rows[key] = bytes(_abi.Pair(number, row.flags))
+        rows[header] = bytes(_abi.Pair(version, levels))
+        return old
+
+    def rules(self) -> frozenset[int]:
+        """The numbers of the rules that the tables lead to."""
+        inner = self.inner("policy", 0)
+        if inner is None:
+            return frozenset()
+        try:
+            rows = dict(inner.rows())
+        finally:
+            inner.close()
+        return frozenset(_numbers(rows, True) | {_from_u32(rule) for _, rule in self._maps["port_sets"].rows()})
 
     def _sets(self) -> dict[int, tuple[Entry, ...]]:
         """Number -> what the set has, as it is in the kernel."""
@@ -528,13 +625,13 @@ class Fastpath:
             found.setdefault(row.policy, []).append((row.address, row.prefixlen - 32, value & 0xFFFF, value >> 16))
         return {version: frozenset(rows) for version, rows in found.items()}
 
-    def _write_rules(self, policy: CompiledPolicy) -> None:
+    def _write_rules(self, rules: Mapping[int, Rule], old: Container[int]) -> None:
         """Rows for the rules that have none yet; the others go on counting. That a number means the same rule for as
         long as a policy with it is in force is the caller's to see to."""
-        there = {number: _rule_words(_parse(_abi.Rule, raw)) for number, raw in self._maps["rules"].dump()}
+        there = {number: _rule_words(row) for number, row in self._rule_rows(rules).items() if number in old}
         rows = {
             number: _abi.Rule(rank=rule.rank, per_s=rule.limit, action=_ACTIONS[rule.action], log=rule.log)
-            for number, rule in policy.rules.items()
+            for number, rule in rules.items()
         }
         self._maps["rules"].set_many(
             (_u32(number), bytes(row)) for number, row in rows.items() if there.get(number) != _rule_words(row)
@@ -549,10 +646,10 @@ class Fastpath:
             for number, entries in policy.sets.items()
         }
         self._maps["port_sets"].set_many(
-            (bytes(_abi.PortsKey(32 + bits, numbers[number], ether, protocol, port)), _u32(rule))
+            (_ports_key(numbers[number], entry), _u32(entry[4]))
             for number, entries in policy.sets.items()
             if numbers[number] not in old
-            for bits, ether, protocol, port, rule in entries
+            for entry in entries
         )
         return numbers
 
@@ -575,36 +672,45 @@ class Fastpath:
         rows |= {(slot, _HEADER): (node, 0) for slot, node in policy.groups.items()}
         for pair, (number, flags) in policy.pairs.items():
             rows[pair] = (number if flags & Limit.PAIR_IS_RULE else numbers[number], flags)
+        self._swap({bytes(_abi.PairKey(*pair)): bytes(_abi.Pair(*row)) for pair, row in rows.items()})
+
+    def _swap(self, rows: Mapping[bytes, bytes]) -> None:
+        """Puts a new table of pairs in the place of the one in force."""
         spec = _abi.MAPS["policy"].inner
         assert spec is not None
         fd = bpf.create_map(spec.type, spec.key_size, spec.value_size, len(rows), spec.flags, "policy")
         pairs = bpf.Map(fd, "policy", spec.key_size, spec.value_size, len(rows))
         try:
-            pairs.set_many((bytes(_abi.PairKey(*pair)), bytes(_abi.Pair(*row))) for pair, row in rows.items())
+            pairs.set_many(rows.items())
             self._maps["policy"].set(_u32(0), _u32(fd))
         finally:
             pairs.close()
 
     def _forget_old(
-        self, policy: CompiledPolicy, old: Mapping[int, tuple[Entry, ...]], kept: Container[int], version: int
+        self, old: Mapping[int, tuple[Entry, ...]], kept: Container[int], version: int, gone: Iterable[int]
     ) -> None:
         """Deletes what only the old policy had; nobody looks there any more."""
         self._maps["port_sets"].delete_many(
-            bytes(_abi.PortsKey(32 + bits, number, ether, protocol, port))
-            for number, entries in old.items()
-            if number not in kept
-            for bits, ether, protocol, port, _ in entries
+            _ports_key(number, entry) for number, entries in old.items() if number not in kept for entry in entries
         )
         remotes = self._maps["remotes"]
         remotes.delete_many(key for key, _ in remotes.rows() if _parse(_abi.RemoteKey, key).policy != version)
-        empty = bytes(ctypes.sizeof(_abi.Rule))
-        gone = [number for number, _ in self._maps["rules"].dump() if number not in policy.rules]
-        self._maps["rules"].set_many((_u32(number), empty) for number in gone)
+        self._clear_rules(gone)
 
-    def rule_counts(self) -> dict[int, tuple[int, int]]:
+    def _clear_rules(self, numbers: Iterable[int]) -> None:
+        empty = bytes(ctypes.sizeof(_abi.Rule))
+        self._maps["rules"].set_many((_u32(number), empty) for number in numbers)
+
+    def _rule_rows(self, numbers: Collection[int]) -> dict[int, _abi.Rule]:
+        """The rows of some rules; of many by reading all, which is one call."""
+        rules = self._maps["rules"]
+        if len(numbers) > _ONE_BY_ONE:
+            return {number: _parse(_abi.Rule, raw) for number, raw in rules.dump() if number in numbers}
+        return {number: _parse(_abi.Rule, rules.get(_u32(number)) or b"") for number in numbers}
+
+    def rule_counts(self, numbers: Collection[int]) -> dict[int, tuple[int, int]]:
         """Number of a rule -> (packets, bytes) that it decided about."""
-        rows = ((number, _parse(_abi.Rule, raw)) for number, raw in self._maps["rules"].dump())
-        return {number: (row.packets, row.bytes) for number, row in rows}
+        return {number: (row.packets, row.bytes) for number, row in self._rule_rows(numbers).items()}
 
     def _next_policy_number(self) -> None:
         row = _parse(_abi.Config, self._maps["config"].get(_u32(0)) or b"")

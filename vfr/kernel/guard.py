@@ -14,20 +14,21 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from vfr.errors import KernelError
+from vfr.forwards import Way
 
 _TABLES = ("inet vfr", "arp vfr")
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """What the tables are to say. `forwards` is (outside port, address, inside port)."""
+    """What the tables are to say."""
 
     vifs: tuple[str, ...]
     pool: IPv4Network
     gateway: IPv4Address
     uplink: str | None = None
     outside: IPv4Address | None = None
-    forwards: tuple[tuple[int, IPv4Address, int], ...] = ()
+    forwards: tuple[Way, ...] = ()
 
     def text(self) -> str:
         """The nft script that makes it so."""
@@ -45,13 +46,23 @@ def _quoted(names: Iterable[str]) -> str:
     return ", ".join(f'"{name}"' for name in names)
 
 
+def _redirect(way: Way, outside: IPv4Address | None) -> str:
+    """One rule, also for a range. Ports that are another inside need a map to go one by one."""
+    (low, high), inside = way.outside, way.inside
+    local = "127.0.0.1" if way.host_only or outside is None else f"{{ 127.0.0.1, {outside} }}"
+    if low == high:
+        return f"ip daddr {local} {way.protocol} dport {low} dnat ip to {way.address}:{inside}"
+    if low == inside:
+        return f"ip daddr {local} {way.protocol} dport {low}-{high} dnat ip to {way.address}"
+    each = ", ".join(f"{port} : {way.address} . {inside + port - low}" for port in range(low, high + 1))
+    return f"ip daddr {local} dnat ip to {way.protocol} dport map {{ {each} }}"
+
+
 def _inet(guard: Guard) -> str:
-    leaks, redirects = [], []
+    leaks = []
     if guard.uplink:
         leaks = [f'oifname "{guard.uplink}" ip {side} {guard.pool} drop' for side in ("saddr", "daddr")]
-        for port, address, inside in guard.forwards:
-            local = f"{{ 127.0.0.1, {guard.outside} }}"
-            redirects.append(f"ip daddr {local} tcp dport {port} dnat ip to {address}:{inside}")
+    redirects = [_redirect(way, guard.outside) for way in guard.forwards]
     snat = [f'oifname "vfr0" ct status dnat snat ip to {guard.gateway}'] if redirects else []
     return f"""table inet vfr {{
   chain from_vifs {{
@@ -102,14 +113,25 @@ def _nft(script: str, operation: str) -> str:
 
 
 def _listing() -> str | None:
-    """Our tables as they are now, None unless both are there."""
-    script = "".join(f"list table {table}\n" for table in _TABLES)
-    done = subprocess.run(["nft", "-f", "-"], input=script, text=True, capture_output=True, check=False)
-    return done.stdout if done.returncode == 0 else None
+    """Our tables as they are now, None unless both are there. One at a time: nft 1.0.6 lists no second family's in one
+    go, and says that it is not there."""
+    found = []
+    for table in _TABLES:
+        done = subprocess.run(["nft", "list", "table", *table.split()], text=True, capture_output=True, check=False)
+        if done.returncode:
+            return None
+        found.append(done.stdout)
+    return "".join(found)
 
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def is_there() -> bool:
+    """Whether there is a table of ours, whatever it says."""
+    done = subprocess.run(["nft", "list", "tables"], text=True, capture_output=True, check=False)
+    return any(f"table {table}" in done.stdout.splitlines() for table in _TABLES)
 
 
 def in_force(note: Path) -> str | None:

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vfr import mark
 from vfr._abi import Deliver
 from vfr.errors import KernelError
 from vfr.instance import Instance
-from vfr.kernel import guard, links, mounts, sorter
+from vfr.kernel import guard, links, mounts, sorter, survey
 from vfr.kernel.fastpath import Config, DomainRow, Fastpath, Forward, Hook
-from vfr.plan import DOM0_DEVICE, DOM0_ID, GATEWAY_MAC, SORTER, Actual, Change, Port, Vif
+from vfr.plan import DOM0_DEVICE, DOM0_ID, DOM0_VIF, GATEWAY_MAC, SORTER, Actual, Change, Port, Vif
+from vfr.policy.amend import Patch
 
 if TYPE_CHECKING:
+    from vfr.doctor import Hook as DoctorHook
     from vfr.policy import CompiledPolicy
 
 # What the host's stack is told about a VIF, so that even with no program and no nftables it takes
@@ -55,7 +57,8 @@ class Host:
         self.instance = instance
         self.pins = mounts.seen_from_here(instance.bpffs)
         self.note = instance.runtime / "guard"
-        self.policy: CompiledPolicy | None = None
+        self.book = instance.runtime / "policy.book"
+        self.policy: Callable[[Path, str | None], CompiledPolicy | Patch] | None = None
         self._on_step = on_step
         self._fastpath: Fastpath | None = None
         if mounts.is_mounted(instance.bpffs):
@@ -126,6 +129,39 @@ class Host:
         )
         return Port(link.index, link.up, link.mtu, hardened, owner, attached, home)
 
+    # Reading, for `vfr doctor`
+
+    def guard_state(self) -> Literal["in force", "gone", "changed"]:
+        """What became of the guard, whatever it is to say now."""
+        if guard.in_force(self.note) is not None:
+            return "in force"
+        return "changed" if guard.is_there() else "gone"
+
+    def hooks(self, vifs: Iterable[str], uplink: str | None) -> Iterator[DoctorHook]:
+        """What runs on the interfaces that are there; nothing while there is no fastpath to compare with."""
+        wanted: list[tuple[str, Hook]] = [(name, "vif") for name in (DOM0_VIF, *vifs)]
+        wanted.append((SORTER, "sorter"))
+        if uplink:
+            wanted.append((uplink, "uplink"))
+        for name, kind in wanted if self.is_loaded else ():
+            found = survey.hook(name, self.fastpath.program(kind))
+            if found:
+                yield found
+
+    def unhardened(self) -> Iterator[str]:
+        """Our interfaces that have lost what the host's stack was told about them."""
+        for name, link in links.links().items():
+            if _owner(link) is not None and not self._port(link, None).hardened:
+                yield name
+
+    def leftover(self) -> Iterator[str]:
+        """What is here of a router, of which there is none."""
+        yield from (name for name, link in links.links().items() if _owner(link) is not None)
+        if mounts.is_mounted(self.instance.bpffs):
+            yield str(self.instance.bpffs)
+        if guard.is_there():
+            yield "nftables tables of VFR's"
+
     # Doing
 
     def apply(self, changes: list[Change]) -> None:
@@ -175,15 +211,21 @@ class Host:
         link = links.links().get(name.removeprefix("uplink-"))
         self.fastpath.detach(link.index if link else None, name)
 
-    def set_forward(self, forward: Forward) -> None:
-        self.fastpath.set_forward(forward)
+    def set_forwards(self, forwards: Sequence[Forward]) -> None:
+        for forward in forwards:
+            self.fastpath.set_forward(forward)
 
-    def clear_forward(self, forward: Forward) -> None:
-        self.fastpath.clear_forward(forward.protocol, forward.outside_port)
+    def clear_forwards(self, forwards: Sequence[Forward]) -> None:
+        for forward in forwards:
+            self.fastpath.clear_forward(forward.protocol, forward.outside_port)
 
     def replace_policy(self) -> None:
         assert self.policy is not None
-        self.fastpath.replace_policy(self.policy)
+        found = self.policy(self.book, self.fastpath.policy_digest())
+        if isinstance(found, Patch):
+            self.fastpath.amend_policy(found)
+        else:
+            self.fastpath.replace_policy(found)
 
     def route(self, net: IPv4Network) -> None:
         device = links.links()[DOM0_DEVICE]
@@ -253,7 +295,7 @@ class Host:
         if fp.attached(link.index, "vif") is None or fp.vifs().get(link.index) != vif.slot:
             self._step(f"{vif.interface}: down while it is not filtered")
             links.set_link(link.index, state="down")
-        self._harden(vif, link, mtu)
+        self._harden(vif, link)
         self._enter(vif, link)
         if fp.attached(link.index, "vif") is None or vif.interface not in fp.links():
             self._step(f"{vif.interface}: attach")
@@ -283,8 +325,19 @@ class Host:
         if link is None:
             self._step(f"{vif.interface}: make it")
             self._make(vif, mtu)
+            self._own(vif, links.links()[vif.interface], mtu)
             link = links.links()[vif.interface]
         return link
+
+    @staticmethod
+    def _own(vif: Vif, link: links.Link, mtu: int) -> None:
+        """Says whose it is, at once: what nobody owns nobody would take away again. And its MTU, once: the guest's own
+        end would not follow another, and what it sends would be too long for ours."""
+        try:
+            links.set_link(link.index, mtu=mtu, ifalias=str(mark.Mark(vif.id, vif.home)))
+        except KernelError:
+            links.delete_link(vif.interface)
+            raise
 
     @staticmethod
     def _make(vif: Vif, mtu: int) -> None:
@@ -297,13 +350,10 @@ class Host:
         else:
             links.make_veth(vif.interface, "eth0", vif.netns, GATEWAY_MAC, vif.mac, mtu)
 
-    def _harden(self, vif: Vif, link: links.Link, mtu: int) -> None:
+    def _harden(self, vif: Vif, link: links.Link) -> None:
         self._step(f"{vif.interface}: nothing for the host's stack")
         if _owner(link) != vif.id:
-            # Once: the guest's own end would not follow another MTU, and what it sends would be too long for ours.
-            if vif.kind != "device" and link.mtu != mtu:
-                links.set_link(link.index, mtu=mtu)
-            ours = mark.Mark(vif.id, vif.home, self._memory(vif, link))
+            ours = mark.Mark(vif.id, vif.home, self._memory(link))
             links.set_link(link.index, ifalias=str(ours))
         self._harden_link(vif.interface, link.index)
         if vif.kind == "tap":
@@ -316,11 +366,9 @@ class Host:
             links.set_conf(name, conf, value, family)
 
     @staticmethod
-    def _memory(vif: Vif, link: links.Link) -> str:
+    def _memory(link: links.Link) -> str:
         """What a given device was like, kept in its own alias so that it goes where the device goes."""
-        if vif.kind != "device":
-            return ""
-        conf = {f"{f}.{n}": links.get_conf(vif.interface, n, f) for f, n in HARDENING}
+        conf = {f"{f}.{n}": links.get_conf(link.name, n, f) for f, n in HARDENING}
         return json.dumps({"up": link.up, "noarp": link.noarp, "conf": conf, "alias": link.alias})
 
     def _enter(self, vif: Vif, link: links.Link) -> None:
@@ -375,6 +423,8 @@ class Host:
         ours = mark.read(link.alias)
         if ours is None or not ours.memory:
             links.delete_link(name)
+            if self.is_loaded:
+                self.fastpath.clear_vif(link.index)
             return
         self._step(f"{name}: down")
         links.set_link(link.index, state="down")
@@ -418,7 +468,7 @@ class Host:
         """Our files, the lock last, then every directory that nobody else's VFR is in."""
         instance = self.instance
         journal = instance.registry.with_name(instance.registry.name + "-journal")
-        for path in (self.note, journal, instance.registry, instance.lock):
+        for path in (self.note, self.book, journal, instance.registry, instance.lock):
             path.unlink(missing_ok=True)
         for directory in (instance.state, instance.runtime, *_PARENTS):
             with suppress(FileNotFoundError):

@@ -22,7 +22,7 @@ _SCOPE_LINK, _ONLINK = 253, 4
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface. `master` is the index of the bridge or bond it is in, 0 for none."""
+    """An interface. `master` is the index of the bridge or bond it is in, 0 for none; `xdp`: it has an XDP program."""
 
     index: int
     name: str
@@ -33,6 +33,7 @@ class Link:
     kind: str
     alias: str
     master: int
+    xdp: bool = False
 
 
 @contextmanager
@@ -45,7 +46,7 @@ def _netlink(operation: str, netns: str | None = None) -> Iterator[Any]:
 
 
 def _link(message: Any) -> Link:
-    info = message.get_attr("IFLA_LINKINFO")
+    info, xdp = message.get_attr("IFLA_LINKINFO"), message.get_attr("IFLA_XDP")
     return Link(
         index=message["index"],
         name=message.get_attr("IFLA_IFNAME"),
@@ -56,6 +57,7 @@ def _link(message: Any) -> Link:
         kind=(info.get_attr("IFLA_INFO_KIND") if info else "") or "",
         alias=message.get_attr("IFLA_IFALIAS") or "",
         master=message.get_attr("IFLA_MASTER") or 0,
+        xdp=bool(xdp and xdp.get_attr("IFLA_XDP_ATTACHED")),
     )
 
 
@@ -83,6 +85,17 @@ def default_route_interfaces() -> list[int]:
         routes = [r for r in ipr.get_default_routes(family=2) if r.get_attr("RTA_OIF")]
         routes.sort(key=lambda r: r.get_attr("RTA_PRIORITY") or 0)
         return [r.get_attr("RTA_OIF") for r in routes]
+
+
+def way_to(address: IPv4Address) -> int | None:
+    """Index of the interface by which the host would send there; None if it would not."""
+    try:
+        with IPRoute() as ipr:
+            return next((int(r.get_attr("RTA_OIF")) for r in ipr.route("get", dst=str(address))), None)
+    except NetlinkError as error:
+        if error.code in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL):
+            return None
+        raise KernelError(f"asking for the way to {address}", error.code) from None
 
 
 def routes_of(index: int) -> dict[IPv4Network, IPv4Address | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +20,21 @@ class _Setting(ctypes.Structure):
     _fields_ = [("name", ctypes.c_char_p), ("value", ctypes.c_uint64)]
 
 
+class _Shared(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_char_p), ("fd", ctypes.c_int)]
+
+
+class _Wish(ctypes.Structure):
+    _fields_ = [
+        ("settings", ctypes.POINTER(_Setting)),
+        ("shared", ctypes.POINTER(_Shared)),
+        ("programs", ctypes.POINTER(ctypes.c_char_p)),
+        ("setting_count", ctypes.c_int),
+        ("shared_count", ctypes.c_int),
+        ("program_count", ctypes.c_int),
+    ]
+
+
 @cache
 def _library() -> ctypes.CDLL:
     path = BUILD / "libvfrload.so"
@@ -32,17 +47,34 @@ def _library() -> ctypes.CDLL:
         raise VfrError(f"the loader cannot be used ({error}); install libbpf: apt install libbpf1") from None
 
 
-def load(pins: Path, settings: Mapping[str, int]) -> bool:
+def _wish(settings: Mapping[str, int], shared: Mapping[str, int], programs: Collection[str] | None) -> _Wish:
+    return _Wish(
+        settings=(_Setting * len(settings))(*[_Setting(k.encode(), v) for k, v in settings.items()]),
+        shared=(_Shared * len(shared))(*[_Shared(k.encode(), fd) for k, fd in shared.items()]),
+        programs=None if programs is None else (ctypes.c_char_p * len(programs))(*[p.encode() for p in programs]),
+        setting_count=len(settings),
+        shared_count=len(shared),
+        program_count=len(programs or ()),
+    )
+
+
+def load(
+    pins: Path,
+    settings: Mapping[str, int],
+    shared: Mapping[str, int] | None = None,
+    programs: Collection[str] | None = None,
+) -> bool:
     """Loads the object and pins its maps and programs, each under its own name, in `pins`.
 
-    `settings` are the object's `const volatile` variables. KernelError carries the verifier's log. Where the
-    fastpath is not to read the kernel's own sk_buff, witnesses do it for the fastpath (fastpath/witness.h), and
-    True is returned.
+    `settings` are the object's `const volatile` variables, `shared` the descriptors of maps that it is to use in
+    place of its own, `programs` the names of those that are wanted, None for all. KernelError carries the
+    verifier's log. Where the fastpath is not to read the kernel's own sk_buff, witnesses do it for the fastpath
+    (fastpath/witness.h), and True is returned.
     """
     settings = {KERNEL_CONTEXT: _library().vfr_has_kernel_context(), **settings}
-    table = (_Setting * len(settings))(*[_Setting(k.encode(), v) for k, v in settings.items()])
+    wish = _wish(settings, shared or {}, programs)
     log = ctypes.create_string_buffer(_LOG_SIZE)
-    err = _library().vfr_load(str(OBJECT).encode(), str(pins).encode(), table, len(settings), log, _LOG_SIZE)
+    err = _library().vfr_load(str(OBJECT).encode(), str(pins).encode(), ctypes.byref(wish), log, _LOG_SIZE)
     if err:
         raise KernelError("loading the fastpath", -err, log.value.decode(errors="replace").strip())
     if not settings[KERNEL_CONTEXT]:

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vfr.errors import KernelError
 from vfr.instance import home_process
 
 _CLONE_NEWNS = 0x00020000
+# New enough to have the same numbers on every architecture. Linux 5.2.
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
+_CREATE, _CLOEXEC = 6, 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -81,3 +85,26 @@ def mount(path: Path) -> None:
 def unmount(path: Path) -> None:
     """Takes the bpffs and its directory away, and with them every pin."""
     at_home(f"unmounting the bpffs {path}", lambda: _umount(path))
+
+
+def _new_call(number: int, *args: object) -> int:
+    result = int(_libc.syscall(number, *args))
+    if result < 0:
+        raise KernelError("making a bpffs of nobody else's", ctypes.get_errno())
+    return result
+
+
+@contextmanager
+def private() -> Iterator[Path]:
+    """A bpffs that is mounted nowhere: what is pinned there is gone with this process at the latest, however it
+    ends."""
+    opened = _new_call(_FSOPEN, b"bpf", _CLOEXEC)
+    try:
+        _new_call(_FSCONFIG, opened, _CREATE, None, None, 0)
+        tree = _new_call(_FSMOUNT, opened, _CLOEXEC, 0)
+    finally:
+        os.close(opened)
+    try:
+        yield Path(f"/proc/self/fd/{tree}")
+    finally:
+        os.close(tree)

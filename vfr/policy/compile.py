@@ -19,7 +19,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from ipaddress import IPv4Address, IPv4Network
+from itertools import pairwise, product
 
 from vfr._abi import Limit
 from vfr.errors import VfrError
@@ -30,11 +32,13 @@ NODE_LOCAL, NODE_INTERNET = int(Limit.NODE_LOCAL), int(Limit.NODE_INTERNET)
 OPENS, SHUTS, IS_RULE = int(Limit.PAIR_OPENS), int(Limit.PAIR_SHUTS), int(Limit.PAIR_IS_RULE)
 RULES_MOST = int(Limit.RULES) // 2 - 1  # the old rules and the new are there together for a moment
 PAIRS_MOST = 1 << 20
+TOO_MANY_PAIRS = f"the rules speak of more than {PAIRS_MOST} pairs; use fewer groups that overlap"
 EVERYWHERE = IPv4Network("0.0.0.0/0")
 
 Pair = tuple[int, int]
 Row = tuple[int, int]  # a rule's or a set's number, and flags
 Entry = tuple[int, int, int, int, int]  # bits behind the set's number, ether, protocol, port, rule
+Standing = Mapping[int, tuple[int, int]]  # rule -> what orders rules, the one that decides first
 Remote = tuple[int, int, int, int]  # address, prefix length, node of its words, node of its zone
 
 
@@ -45,7 +49,8 @@ class TooManyError(VfrError):
 @dataclass(frozen=True, slots=True)
 class CompiledPolicy:
     """The tables: `pairs` (opener, target) -> row; `sets` by number; `groups` slot -> node; `remotes`; `rules` by
-    number. `digest` is 64 hex digits that no other policy has."""
+    number. `digest` is 64 hex digits that no other policy has. `nodes` of each word and the rules `by_pair` are what the
+    tables were made by."""
 
     pairs: Mapping[Pair, Row]
     sets: Mapping[int, tuple[Entry, ...]]
@@ -53,14 +58,16 @@ class CompiledPolicy:
     remotes: tuple[Remote, ...]
     rules: Mapping[int, Rule]
     digest: str
+    nodes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
+    by_pair: Mapping[Pair, Sequence[int]] = field(default_factory=dict, compare=False, repr=False)
     _lookup: dict[tuple[int, ...], int] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def levels(self) -> int:
         """A bit for each (opener's level, target's level) that some row has: 1 << (3 * opener's + target's)."""
         found = 0
-        for opener, target in self.pairs:
-            found |= 1 << (3 * _level(opener) + _level(target))
+        for pair in self.pairs:
+            found |= level_bit(*pair)
         return found
 
     def remote(self, address: IPv4Address) -> tuple[int, int]:
@@ -138,6 +145,11 @@ def _level(node: int) -> int:
     return 1 if is_middle else 0
 
 
+def level_bit(opener: int, target: int) -> int:
+    """Of a row, in CompiledPolicy.levels."""
+    return 1 << (3 * _level(opener) + _level(target))
+
+
 # Ports
 
 
@@ -151,48 +163,61 @@ def prefixes(low: int, high: int) -> Iterator[tuple[int, int]]:
         low += size
 
 
-def _best(rules: Mapping[int, Rule], numbers: Iterable[int]) -> int:
+def _best(standing: Standing, numbers: Iterable[int]) -> int:
     """The one that decides, 0 if there is none."""
-    return min(numbers, key=lambda n: (-rules[n].rank, n), default=0)
+    return min(numbers, key=standing.__getitem__, default=0)
 
 
-def _pieces(rules: Mapping[int, Rule], said: Sequence[tuple[int, Ports]], whole: int) -> Iterator[tuple[int, int, int]]:
-    """(low, high, rule that decides), where it is not the one for all ports, `whole`."""
-    edges = sorted({0, *(edge for _, ports in said for low, high in ports for edge in (low, high + 1))})
-    run: tuple[int, int, int] | None = None
-    for low, after in zip(edges, [*edges[1:], 1 << 16], strict=True):
-        here = [n for n, ports in said if any(a <= low <= b for a, b in ports)]
-        winner = _best(rules, [*here, *([whole] if whole else [])])
-        if run and run[2] == winner:
-            run = (run[0], after - 1, winner)
-            continue
-        if run and run[2] not in (whole, 0):
+def _pieces(standing: Standing, said: Sequence[tuple[int, Ports]], whole: int) -> Iterator[tuple[int, int, int]]:
+    """(low, high, rule that decides), where it is not the one for all ports, `whole`: in one walk along the ports."""
+    spans = sorted((low, high, n) for n, ports in said for low, high in ports)
+    edges = sorted({edge for low, high, _ in spans for edge in (low, high + 1)})
+    here = [(standing[whole], 1 << 16)] if whole else []  # a heap: the one that decides first, and where it ends
+    begun, run = 0, (0, 0, 0)
+    for low, after in pairwise(edges):
+        while begun < len(spans) and spans[begun][0] == low:
+            heappush(here, (standing[spans[begun][2]], spans[begun][1]))
+            begun += 1
+        while here and here[0][1] < low:
+            heappop(here)
+        winner = here[0][0][1] if here else 0
+        if winner != run[2] and run[2] not in (whole, 0):
             yield run
-        run = (low, after - 1, winner)
-    if run and run[2] not in (whole, 0) and run[0] < 1 << 16:
+        run = (run[0] if winner == run[2] else low, after - 1, winner)
+    if run[2] not in (whole, 0):
         yield run
 
 
-def _entries(rules: Mapping[int, Rule], numbers: Sequence[int]) -> tuple[Entry, ...]:
+def _entries(rules: Mapping[int, Rule], standing: Standing, numbers: Sequence[int]) -> tuple[Entry, ...]:
     """What rules of one row together say, by protocol and port; no entry where they say nothing."""
-    for_all = _best(rules, [n for n in numbers if rules[n].what is None])
+    by_what: dict[tuple[bool, int], list[tuple[int, Ports]]] = {}
+    everything: list[int] = []
+    for n in numbers:
+        if what := rules[n].what:
+            by_what.setdefault((what.ether, what.number), []).append((n, what.ports))
+        else:
+            everything.append(n)
+    for_all = _best(standing, everything)
     found: list[Entry] = [(8, 0, 0, 0, for_all)] if for_all else []
-    protocols = sorted({(w.ether, w.number) for n in numbers if (w := rules[n].what)})
-    for ether, protocol in protocols:
-        said = [(n, w.ports) for n in numbers if (w := rules[n].what) and (w.ether, w.number) == (ether, protocol)]
-        wider = for_all if not ether else 0
-        whole = _best(rules, [*(n for n, ports in said if not ports), *([wider] if wider else [])])
+    for (ether, protocol), said in sorted(by_what.items()):
+        wider = 0 if ether else for_all
+        whole = _best(standing, [*(n for n, ports in said if not ports), *([wider] if wider else [])])
         if whole != wider:
             found.append((16, ether, protocol, 0, whole))
-        for low, high, winner in _pieces(rules, [(n, ports) for n, ports in said if ports], whole):
+        for low, high, winner in _pieces(standing, [s for s in said if s[1]], whole):
             found += [(16 + bits, ether, protocol, port, winner) for port, bits in prefixes(low, high)]
     return tuple(found)
 
 
 def _flags(rules: Mapping[int, Rule], numbers: Sequence[int]) -> int:
-    opens = any(rules[n].action != "deny" and not (w and w.ether) for n in numbers for w in [rules[n].what])
-    shuts = any(rules[n].action == "deny" and rules[n].what is None for n in numbers)
-    return opens * OPENS | shuts * SHUTS
+    flags = 0
+    for n in numbers:
+        rule = rules[n]
+        if rule.action != "deny":
+            flags |= 0 if rule.what and rule.what.ether else OPENS
+        elif rule.what is None:
+            flags |= SHUTS
+    return flags
 
 
 # Ends
@@ -268,10 +293,20 @@ class _Ends:
                 of_word[word].append(node)
         self.nodes |= {word: tuple(nodes) for word, nodes in of_word.items()}
 
-    def of(self, words: Sequence[str]) -> tuple[int, ...]:
-        if len(words) == 1:
-            return self.nodes[words[0]]
-        return tuple(dict.fromkeys(node for word in words for node in self.nodes[word]))
+
+def _nodes_of(words: Sequence[str], nodes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    if len(words) == 1:
+        return nodes[words[0]]
+    return tuple(dict.fromkeys(node for word in words for node in nodes[word]))
+
+
+def pairs_of(rule: Rule, nodes: Mapping[str, tuple[int, ...]]) -> Iterator[Pair]:
+    """The rows that a rule is in. KeyError for a word that has no nodes yet, TooManyError if they are too many."""
+    for openers, targets in rule.directions():
+        from_nodes, to_nodes = _nodes_of(openers, nodes), _nodes_of(targets, nodes)
+        if len(from_nodes) * len(to_nodes) > PAIRS_MOST:
+            raise TooManyError(TOO_MANY_PAIRS)
+        yield from product(from_nodes, to_nodes)
 
 
 def numbered(rules: Sequence[Rule]) -> tuple[int, ...]:
@@ -305,14 +340,27 @@ def compile_rules(
     ends = _Ends(rules, slots, lan)
     by_pair: dict[Pair, list[int]] = {}
     for number, rule in by_number.items():
-        for openers, targets in rule.directions():
-            for opener in ends.of(openers):
-                for target in ends.of(targets):
-                    by_pair.setdefault((opener, target), []).append(number)
+        for pair in pairs_of(rule, ends.nodes):
+            by_pair.setdefault(pair, []).append(number)
         if len(by_pair) > PAIRS_MOST:
-            raise TooManyError(f"the rules speak of more than {PAIRS_MOST} pairs; use fewer groups that overlap")
+            raise TooManyError(TOO_MANY_PAIRS)
     pairs, sets = _rows(by_number, by_pair)
-    return CompiledPolicy(pairs, sets, ends.groups, tuple(ends.remotes), by_number, _digest(rules, numbers, slots, lan))
+    return CompiledPolicy(
+        pairs,
+        sets,
+        ends.groups,
+        tuple(ends.remotes),
+        by_number,
+        _digest(rules, numbers, slots, lan),
+        ends.nodes,
+        by_pair,
+    )
+
+
+def row_of(rules: Mapping[int, Rule], standing: Standing, said: Sequence[int]) -> tuple[tuple[Entry, ...], int]:
+    """What the rules of one row say together: entries, and flags; IS_RULE if it is one rule for every IP protocol."""
+    entries, flags = _entries(rules, standing, said), _flags(rules, said)
+    return entries, flags | (IS_RULE if len(entries) == 1 and entries[0][0] == 8 else 0)
 
 
 def _rows(
@@ -321,14 +369,17 @@ def _rows(
     """Rows and sets; equal sets are one."""
     pairs: dict[Pair, Row] = {}
     known: dict[tuple[Entry, ...], int] = {}
-    for pair in sorted(by_pair):
-        said = by_pair[pair]
-        entries = _entries(rules, said)
-        flags = _flags(rules, said)
-        if len(entries) == 1 and entries[0][0] == 8:
-            pairs[pair] = (entries[0][4], flags | IS_RULE)
-        else:
-            pairs[pair] = (known.setdefault(entries, len(known) + 1), flags)
+    made: dict[tuple[int, ...], Row] = {}  # by the rules in it: one that names groups is in many rows alike
+    standing = {number: (-rule.rank, number) for number, rule in rules.items()}
+    for pair, numbers in sorted(by_pair.items()):
+        said = tuple(numbers)
+        if said not in made:
+            entries, flags = row_of(rules, standing, said)
+            if flags & IS_RULE:
+                made[said] = (entries[0][4], flags)
+            else:
+                made[said] = (known.setdefault(entries, len(known) + 1), flags)
+        pairs[pair] = made[said]
     return pairs, {number: entries for entries, number in known.items()}
 
 

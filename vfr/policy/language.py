@@ -7,8 +7,9 @@ allow tier -> db tcp 5432,6000-6010
 from __future__ import annotations
 
 import difflib
+import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -16,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from vfr.errors import VfrError
 from vfr.policy.rules import (
-    ACTIONS,
+    DOM0,
     ICMP,
     ICMP_REQUESTS,
     ICMP_TYPES,
-    NAME,
+    KEYWORDS,
     PROTOCOL_NAMES,
     RESERVED,
     WITH_PORTS,
@@ -28,9 +29,12 @@ from vfr.policy.rules import (
     Rule,
     RuleSet,
     What,
+    check_comment,
+    check_domain,
     check_end,
+    check_ether_end,
+    is_name,
     looks_like_address,
-    networks,
 )
 from vfr.settings import Limits
 
@@ -45,7 +49,8 @@ class RuleError(VfrError):
         self.file, self.line, self.column, self.text = file, line, column, text
         shown = f"{file}:{line}:{column}: {text}"
         if source:
-            shown += f"\n    {source}\n    {' ' * (column - 1)}^"
+            before = re.sub(r"[^\t]", " ", source[: column - 1])
+            shown += f"\n    {source}\n    {before}^"
         super().__init__(shown)
 
 
@@ -62,6 +67,8 @@ class ForwardRule:
     comment: str = ""
 
     def __post_init__(self) -> None:
+        check_domain(self.domain)
+        check_comment(self.comment)
         for low, high in (self.outside, self.inside):
             if not 1 <= low <= 65535 or high > 65535:
                 raise ValueError(f"port {low if not 1 <= low <= 65535 else high} is not one that a forward can have")
@@ -154,7 +161,7 @@ def _checked(token: Token, make: Callable[..., Any], *args: Any, **named: Any) -
         raise _At(token, str(error)) from None
 
 
-def _unquoted(token: Token) -> str:
+def _unquoted(token: str) -> str:
     return str(token)[1:-1]
 
 
@@ -171,9 +178,10 @@ class _Builder:
         self.forwards: list[tuple[ForwardRule, Token]] = []
         self.nats: list[tuple[NatLine, Token]] = []
         self.domains: list[tuple[DomainLine, Token]] = []
+        self.domain_names: set[str] = set()
 
     def range(self, numbers: list[Token]) -> tuple[Token, tuple[int, int]]:
-        return numbers[0], (int(numbers[0]), int(numbers[-1]))
+        return numbers[0], (_number(numbers[0]), _number(numbers[-1]))
 
     def ports(self, ranges: list[tuple[Token, tuple[int, int]]]) -> tuple[Token, Ports]:
         return ranges[0][0], tuple(pair for _, pair in ranges)
@@ -188,15 +196,12 @@ class _Builder:
         return What(ICMP, tuple((n, n) for n in map(_icmp_request, types)))
 
     def proto(self, parts: list[Token]) -> What:
-        number = int(parts[0]) if parts[0].isdigit() else PROTOCOL_NAMES.get(parts[0])
+        number = _number(parts[0]) if parts[0].isdigit() else PROTOCOL_NAMES.get(parts[0])
         if number is None:
-            raise _At(
-                parts[0], f"{str(parts[0])!r} is not a protocol{_close(parts[0], PROTOCOL_NAMES)}; give its number"
-            )
-        if number in (1, 6, 17):
-            raise _At(
-                parts[0], f"protocol {number} has a word of its own; write {({1: 'icmp', 6: 'tcp', 17: 'udp'})[number]}"
-            )
+            close = _close(parts[0], PROTOCOL_NAMES)
+            raise _At(parts[0], f"{str(parts[0])!r} is not a protocol{close}; give its number")
+        if number in _OWN_WORDS:
+            raise _At(parts[0], f"protocol {number} has a word of its own; write {_OWN_WORDS[number]}")
         return _checked(parts[0], What, number)  # type: ignore[no-any-return]
 
     def ether(self, types: list[Token]) -> What:
@@ -206,27 +211,30 @@ class _Builder:
     def ends(self, words: list[Token]) -> list[Token]:
         return words
 
-    def arrow(self, words: list[Token]) -> str:
-        return str(words[0])
-
     def option(self, parts: list[Token]) -> tuple[str, Token]:
+        if parts[0].type == "STRING":
+            _checked(parts[0], check_comment, _unquoted(parts[0]))
         return {"LOG": "log", "RATE": "limit", "STRING": "comment"}[parts[0].type], parts[0]
 
     def rule(self, parts: list[Any]) -> None:
         action, openers, arrow, targets, *rest = parts
         what = rest.pop(0) if rest and isinstance(rest[0], What) else None
-        options: dict[str, Any] = {}
+        at, options = action, dict[str, Any]()
         for name, token in rest:
             if name in options:
                 raise _At(token, f"{name} is said twice")
-            options[name] = True if name == "log" else int(token[:-2]) if name == "limit" else _unquoted(token)
-            if name == "limit" and not options[name]:
-                raise _At(token, "a limit of 0/s would let nothing through; write deny")
-        for word in (*openers, *targets):
-            _checked(word, check_end, str(word))
+            options[name] = True if name == "log" else _rate(token) if name == "limit" else _unquoted(token)
+            at = token if name == "limit" else at
+        if options.get("limit") == 0:
+            raise _At(at, "a limit of 0/s would let nothing through; write deny")
         ends = (tuple(map(str, openers)), tuple(map(str, targets)))
-        made = _checked(action, Rule, str(action), *ends, what, arrow == "<->", **options)
-        self.rules.append(made)
+        try:
+            self.rules.append(Rule(str(action), *ends, what, arrow == "<->", **options))
+        except ValueError as error:
+            check = check_ether_end if what and what.ether else check_end
+            for word in (*openers, *targets):
+                _checked(word, check, str(word))
+            raise _At(at, str(error)) from None
         self.lines.append(action.line)
 
     def group(self, parts: list[Token]) -> None:
@@ -237,28 +245,24 @@ class _Builder:
 
     def _name(self, kind: str, parts: list[Token]) -> None:
         name, *members = parts
-        if name in RESERVED or not NAME.fullmatch(name) or looks_like_address(name):
+        if name in RESERVED or not is_name(name):
             raise _At(name, f"{str(name)!r} cannot be the name of a {kind}")
-        if any(name in known for known in self.named.values()):
+        if name in self.named["group"] or name in self.named["set"]:
             raise _At(name, f"there is a group or set {str(name)!r} already")
         self.named[kind][str(name)] = tuple(members)
 
     def forward(self, parts: list[Any]) -> None:
         protocol, (at, outside), domain, *rest = parts
         inside = rest.pop(0) if rest and isinstance(rest[0], tuple) else (at, outside)
-        if len(outside) > 1 or len(inside[1]) > 1:
-            raise _At(at, "a forward has one port or one range; write another line for the others")
-        words = {"STRING": "", "PLACE": ""} | {token.type: str(token) for token in rest}
-        made = _checked(
-            inside[0],
-            ForwardRule,
-            str(protocol),
-            outside[0],
-            str(domain),
-            inside[1][0],
-            words["PLACE"],
-            words["STRING"][1:-1],
-        )
+        for where, ranges in ((at, outside), inside):
+            if len(ranges) > 1:
+                raise _At(where, "a forward has one port or one range; write another line for the others")
+        words = {"STRING": '""', "PLACE": ""} | {token.type: token for token in rest}
+        if words["STRING"] != '""':
+            _checked(words["STRING"], check_comment, _unquoted(words["STRING"]))
+        _checked(domain, check_domain, str(domain))
+        ends = (outside[0], str(domain), inside[1][0])
+        made = _checked(inside[0], ForwardRule, str(protocol), *ends, str(words["PLACE"]), _unquoted(words["STRING"]))
         self.forwards.append((made, at))
 
     def nat(self, parts: list[Any]) -> None:
@@ -280,8 +284,13 @@ class _Builder:
     def domain(self, parts: list[Any]) -> None:
         name, *options = parts
         given = _options(options, _DOMAIN_OPTIONS, "a domain")
-        if any(known.name == name for known, _ in self.domains):
+        if name in self.domain_names:
             raise _At(name, f"there is a domain {str(name)!r} already")
+        if name != "none":
+            _checked(name, check_domain, str(name))
+        if name == "none" and options:
+            raise _At(options[0], "`domain none` takes nothing more")
+        self.domain_names.add(str(name))
         places = [(kind, given.pop(kind)) for kind in ("netns", "tap", "device") if kind in given]
         if name != "none" and len(places) != 1:
             raise _At(name, f"the domain {str(name)!r} needs one place: netns, tap or device")
@@ -298,6 +307,9 @@ class _Builder:
             for members in named.values():
                 self._check_members(kind, members)
         self._check_forwards()
+        for line, token in self.domains:
+            if line.name in self.named["group"] or line.name in self.named["set"]:
+                raise _At(token, f"{line.name!r} is a domain, and a group or set; give one of them another name")
         none = [token for line, token in self.domains if line.name == "none"]
         if none and len(self.domains) > 1:
             raise _At(none[0], "`domain none` stands beside other domains")
@@ -314,32 +326,31 @@ class _Builder:
 
     def _check_members(self, kind: str, members: Sequence[Token]) -> None:
         for word in members:
-            is_address, other = looks_like_address(word), self.named["set" if kind == "group" else "group"]
+            is_address, sets = looks_like_address(word), self.named["set"]
             if kind == "set" and is_address:
-                _checked(word, networks, str(word))
                 _checked(word, check_end, str(word))
-            elif kind == "set" and word not in self.named["set"]:
-                raise _At(word, f"{str(word)!r} is neither an address nor a set, and a set has nothing else")
-            elif kind == "group" and (is_address or word in other or (word in RESERVED and word != "dom0")):
+            elif kind == "set" and word not in sets:
+                close = _close(word, sets)
+                raise _At(word, f"{str(word)!r} is neither an address nor a set, and a set has nothing else{close}")
+            elif kind == "group" and (is_address or word in sets or (word in RESERVED and word != DOM0)):
                 raise _At(word, f"a group has domains and groups, and {str(word)!r} is neither")
+            elif kind == "group":
+                _checked(word, check_end, str(word))
 
     def _check_forwards(self) -> None:
-        seen: list[tuple[ForwardRule, Token]] = []
-        for line, token in self.forwards:
-            for other, where in seen:
-                if line.protocol == other.protocol and _meet(line.outside, other.outside):
-                    raise _At(
-                        token, f"{line.protocol} port {_range(line.outside)} is forwarded already in line {where.line}"
-                    )
-            seen.append((line, token))
-
-
-def _meet(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    return one[0] <= other[1] and other[0] <= one[1]
+        """Of two that meet, the later in the file is the one to complain of."""
+        before: dict[str, tuple[int, Token]] = {}
+        for line, token in sorted(self.forwards, key=lambda f: f[0].outside):
+            high, where = before.get(line.protocol, (0, token))
+            if line.outside[0] <= high:
+                first, later = sorted((where, token), key=lambda t: t.start_pos or 0)
+                ports = _range(line.outside)
+                raise _At(later, f"{line.protocol} port {ports} is forwarded already in line {first.line}")
+            before[line.protocol] = (line.outside[1], token)
 
 
 def _icmp_request(token: Token) -> int:
-    word = ICMP_TYPES.get(int(token)) if token.isdigit() else str(token).removesuffix("-request")
+    word = ICMP_TYPES.get(_number(token)) if token.isdigit() else str(token).removesuffix("-request")
     if word not in ICMP_REQUESTS:
         raise _At(
             token,
@@ -349,6 +360,8 @@ def _icmp_request(token: Token) -> int:
     return ICMP_REQUESTS[word]
 
 
+_OWN_WORDS = {ICMP: "icmp"} | {number: word for word, number in WITH_PORTS.items()}
+DIGITS_MOST = 12
 _NAT_OPTIONS = ("address", "ports", "ports-per-domain", "ssh")
 _DOMAIN_OPTIONS = ("netns", "tap", "device", "address", "mac", *(f.name.replace("_", "-") for f in fields(Limits)))
 
@@ -358,27 +371,35 @@ def _options(words: list[Token], known: Sequence[str], what: str) -> dict[str, T
     found: dict[str, Token] = {}
     for name, value in zip(words[::2], words[1::2], strict=True):
         if name not in known:
-            raise _At(name, f"{what} has no {str(name)!r}; it has {', '.join(known)}")
+            raise _At(name, f"{what} has no {str(name)!r}{_close(name, known)}; it has {', '.join(known)}")
         if name in found:
             raise _At(name, f"{name!s} is said twice")
         found[str(name)] = value
     return found
 
 
-def _number(token: Token) -> int:
-    if not token.isdigit():
-        raise _At(token, f"{str(token)!r} is not a number")
-    return int(token)
+def _number(token: Token, word: str | None = None) -> int:
+    word = str(token) if word is None else word
+    if not (word.isascii() and word.isdigit()):
+        raise _At(token, f"{word!r} is not a number")
+    if len(word) > DIGITS_MOST:
+        raise _At(token, f"{word[:DIGITS_MOST]}... is a larger number than any here")
+    return int(word)
+
+
+def _rate(token: Token) -> int:
+    return _number(token, token.removesuffix("/s"))
 
 
 def _pair(token: Token) -> tuple[int, int]:
     low, dash, high = token.partition("-")
     if not low.isdigit() or (dash and not high.isdigit()):
         raise _At(token, f"{str(token)!r} is not a range; write it as 2-19")
-    return int(low), int(high or low)
+    return _number(token, low), _number(token, high or low)
 
 
-def _close(word: str, words: Sequence[str] | dict[str, int]) -> str:
+def _close(word: str, words: Iterable[str]) -> str:
+    """What was probably meant, as a bracket to add."""
     close = difflib.get_close_matches(word, list(words), 1, 0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
@@ -392,53 +413,51 @@ def _machinery() -> tuple[Lark, _Builder]:
     return Lark(grammar, parser="lalr", transformer=builder, maybe_placeholders=False), builder
 
 
+# What the reader is told of the terminals. Words that may be meant by a misspelt one stand as they are written.
 _SAID = {
-    "ACTION": "allow, deny or reject",
-    "GROUP": "group",
-    "SET": "set",
-    "FORWARD": "forward",
-    "NAT": "nat",
-    "DOMAIN": "domain",
-    "END": "a name or an address",
+    "ACTION": "allow, deny, reject",
+    "_GROUP": "group",
+    "_SET": "set",
+    "_FORWARD": "forward",
+    "_NAT": "nat",
+    "_DOMAIN": "domain",
+    "END": "a name, an address",
     "WORD": "a name",
     "PLACE": "a name",
+    "ARROW": "->, <->",
     "__ANON_0": "->",
-    "__ANON_1": "<->",
-    "PORTED": "tcp or udp",
-    "ICMP": "icmp",
-    "PROTO": "proto",
-    "ETHER": "ether",
+    "PORTED": "tcp, udp",
+    "_ICMP": "icmp",
+    "_PROTO": "proto",
+    "_ETHER": "ether",
     "NUMBER": "a number",
     "HEX": "an EtherType as 0x889a",
     "LOG": "log",
-    "LIMIT": "limit",
+    "_LIMIT": "limit",
     "RATE": "a rate as 10/s",
-    "COMMENT": "comment",
+    "_COMMENT": "comment",
     "STRING": "a text in quotes",
-    "ON": "on",
+    "_ON": "on",
     "OPTION": "an option",
     "COMMA": "a comma",
     "MINUS": "a dash",
     "EQUAL": "=",
+    "LBRACE": "{",
     "RBRACE": "}",
     "_NEWLINE": "the end of the line",
     "$END": "the end of the line",
 }
-_WORDS = [
-    *ACTIONS,
-    *WITH_PORTS,
-    *(name.lower() for name in _SAID if name.isalpha() and name not in ("END", "WORD", "PLACE")),
-]
+_WORD_AT = re.compile(r"[ \t]*([^ \t,]+|,?)")
+# What looks like the end of a line to an editor, or to str.splitlines, and is none here.
+_FALSE_BREAK = re.compile("[\v\f\x1c-\x1e\x85\u2028\u2029]|\r(?!\n)")
 
 
-def _expected(names: set[str]) -> str:
-    said = list(dict.fromkeys(_SAID[name] for name in _SAID if name in names))
-    return " or ".join([", ".join(said[:-1]), said[-1]] if len(said) > 1 else said)
-
-
-def _word_at(source: str, column: int) -> str:
-    words = source[column - 1 :].split()
-    return words[0].split(",")[0] if words else ""
+def _expected(error: Any) -> list[str]:
+    """What could have stood at the place of the error, in the reader's words."""
+    guess: Any = _machinery()[0].parse_interactive("")
+    guess.parser_state = error.state
+    names = guess.accepts()
+    return list(dict.fromkeys(word for name in _SAID if name in names for word in _SAID[name].split(", ")))
 
 
 def _syntax_error(error: Any, file: str, lines: list[str]) -> RuleError:
@@ -446,16 +465,14 @@ def _syntax_error(error: Any, file: str, lines: list[str]) -> RuleError:
     token = getattr(error, "token", None)
     at_end = token is not None and token.type == "$END"
     line = len(lines) if at_end else error.line
-    source = lines[line - 1] if lines else ""
+    source = lines[line - 1]
     column = len(source) + 1 if at_end else error.column
-    word = _word_at(source, column)
-    names = {str(n) for kind in ("accepts", "expected", "allowed") for n in getattr(error, kind, None) or ()}
-    text = f"{word!r} is not expected here" if word else "the line ends too early"
-    if names:
-        text += f"; {_expected(names)} is"
-    close = difflib.get_close_matches(word, _WORDS, 1, 0.6)
-    if close and word not in _WORDS:
-        text += f" (did you mean {close[0]!r}?)"
+    found = _WORD_AT.match(source, column - 1)
+    word, said = found[1] if found else "", _expected(error)
+    text = f"{word!r} is not expected here; " if word else "the line ends too early; "
+    text += f"{', '.join(said[:-1])} or {said[-1]} is" if len(said) > 1 else f"{said[0]} is"
+    if close := _close(word, [w for w in said if w.isalpha()]):
+        text += close
     elif word != word.lower():
         text += " (names are in small letters)"
     return RuleError(file, line, column, text, source)
@@ -471,7 +488,10 @@ def parse_document(text: str, file: str) -> Document:
     """
     from lark import UnexpectedInput
 
-    lines = text.splitlines() or [""]
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    if false := _FALSE_BREAK.search(text):
+        line, column = text.count("\n", 0, false.start()) + 1, false.start() - text.rfind("\n", 0, false.start())
+        raise RuleError(file, line, column, f"{false[0]!r} looks like the end of a line, and is none; take it out")
     parser, builder = _machinery()
     with _one_at_a_time:
         builder.begin()
@@ -488,3 +508,15 @@ def parse_document(text: str, file: str) -> Document:
 def parse(text: str, file: str) -> RuleSet:
     """The rules of a text, with what their names stand for. RuleError as in parse_document."""
     return parse_document(text, file).rules
+
+
+def stray_names(rules: RuleSet, domains: Iterable[str]) -> Iterator[str]:
+    """A line about each name that nobody has: it matches nothing, which may not be what was meant. `domains` are the
+    names there are."""
+    known = {*domains, *rules.groups, *rules.sets, *KEYWORDS}
+    said = set[str]()
+    for index, rule in enumerate(rules.rules):
+        for word in (*rule.openers, *rule.targets):
+            if word not in known and word not in said and not looks_like_address(word):
+                said.add(word)
+                yield f"{rules.where(index)}: no domain has the name {word!r} yet{_close(word, known)}"

@@ -60,11 +60,18 @@ LOCAL = tuple(
 )
 LINK_LOCAL = IPv4Network("169.254.0.0/16")
 NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,30}[a-z0-9])?")
+_PART = re.compile(r'"[^"\n]*"|#.*|\s+|[^"#\s]+')
 RESERVED = frozenset({*KEYWORDS, "none", "unknown"})
 
 Ports = tuple[tuple[int, int], ...]
 Network = IPv4Network | IPv6Network
 Address = IPv4Address | IPv6Address
+
+
+def rule_text(line: str) -> str:
+    """A rule's line without comment and spare blanks."""
+    parts = (part for part in _PART.findall(line) if not part.startswith("#"))
+    return " ".join("".join(" " if part.isspace() else part for part in parts).split())
 
 
 def looks_like_address(word: str) -> bool:
@@ -88,10 +95,30 @@ def networks(word: str) -> tuple[Network, ...]:
 
 
 def _address_trouble(word: str) -> str:
+    first, dash, last = word.partition("-")
     try:
+        if dash and ip_address(first).version == ip_address(last).version:
+            return f"the range {word} ends before it starts"
         return f"{word} has bits behind its prefix; write {ip_network(word, strict=False)}, or the address alone"
     except ValueError:
         return f"{word!r} is not an address; write 192.0.2.7, 192.0.2.0/24 or 192.0.2.10-192.0.2.20"
+
+
+def is_name(word: str) -> bool:
+    """Whether a word can be a name."""
+    return NAME.fullmatch(word) is not None and not looks_like_address(word)
+
+
+def check_domain(word: str) -> None:
+    """ValueError unless a domain other than the host may be called so."""
+    if word in RESERVED or not is_name(word):
+        raise ValueError(f"{word!r} cannot be the name of a domain")
+
+
+def check_comment(text: str) -> None:
+    """ValueError unless the text may stand in quotes."""
+    if '"' in text or not text.isprintable():
+        raise ValueError("a comment has no quotes in it, and only what can be printed")
 
 
 @lru_cache(maxsize=1 << 16)
@@ -104,6 +131,13 @@ def check_end(word: str) -> None:
     for net in networks(word):
         if isinstance(net, IPv4Network) and net.subnet_of(LINK_LOCAL):
             raise ValueError(f"{word} is never behind the uplink, which is all that an address means; name the domain")
+
+
+def check_ether_end(word: str) -> None:
+    """The like for raw Ethernet."""
+    check_end(word)
+    if word in (LAN, INTERNET) or looks_like_address(word):
+        raise ValueError(f"raw Ethernet goes between domains only, and {word} is behind the uplink")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +154,8 @@ class What:
             self._check_ether()
         elif self.ports and self.number not in (ICMP, TCP, UDP):
             raise ValueError(f"protocol {self.number} has no ports")
+        elif self.ports and self.number == ICMP and not {*self.ports} <= {(n, n) for n in ICMP_REQUESTS.values()}:
+            raise ValueError(f"ICMP has no ports, but the requests {' and '.join(ICMP_REQUESTS)}")
         if not 0 <= self.number <= 255:
             raise ValueError(f"protocol {self.number} is beyond 255")
         for low, high in self.ports:
@@ -131,8 +167,8 @@ class What:
     def _check_ether(self) -> None:
         if not self.ports:
             raise ValueError("ether needs an EtherType, as `ether 0x889a`")
-        for low, _ in self.ports:
-            if not ETHER_LEAST <= low <= 0xFFFF:
+        for low, high in self.ports:
+            if low != high or not ETHER_LEAST <= low <= 0xFFFF:
                 raise ValueError(f"{low:#06x} is not an EtherType; they go from {ETHER_LEAST:#06x} to 0xffff")
             if low in ETHER_TAKEN:
                 raise ValueError(f"{low:#06x} is {ETHER_TAKEN[low]}, which no ether rule speaks of")
@@ -188,21 +224,19 @@ class Rule:
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
             raise ValueError(f"{self.action!r} is not an action")
+        if not self.openers or not self.targets:
+            raise ValueError("a rule needs somebody at either end")
+        check = check_ether_end if self.what and self.what.ether else check_end
         for word in (*self.openers, *self.targets):
-            check_end(word)
+            check(word)
+        if self.action == "reject" and self.what and self.what.ether:
+            raise ValueError("raw Ethernet has no way to be rejected; deny it")
         if self.limit and (self.action != "allow" or (self.what and self.what.ether)):
             raise ValueError("a limit is of new conversations, which only an allow rule for IP lets begin")
         if not 0 <= self.limit <= LIMIT_MOST:
             raise ValueError(f"limit {self.limit}/s is beyond {LIMIT_MOST}/s")
-        if self.what and self.what.ether:
-            self._check_ether()
-
-    def _check_ether(self) -> None:
-        if self.action == "reject":
-            raise ValueError("raw Ethernet has no way to be rejected; deny it")
-        for word in (*self.openers, *self.targets):
-            if word in (LAN, INTERNET) or looks_like_address(word):
-                raise ValueError(f"raw Ethernet goes between domains only, and {word} is behind the uplink")
+        if self.comment:
+            check_comment(self.comment)
 
     def __str__(self) -> str:
         words = [self.action, ", ".join(self.openers), "<->" if self.both else "->", ", ".join(self.targets)]
@@ -286,7 +320,7 @@ class RuleSet:
         if word == ANY:
             return True
         if who.address is None:
-            return who.name in self.members(word) if word in self.groups else who.name == word
+            return who.name in self.members(word) if word in self.groups else who.name == word and word not in self.sets
         if word in (LAN, INTERNET):
             return word == LAN or is_internet(who.address, lan)
         return self.is_remote(word) and any(
@@ -313,6 +347,16 @@ class RuleSet:
         """allow, reject or deny; silence denies."""
         index = self.deciding(opener, target, traffic, lan)
         return "deny" if index is None else self.rules[index].action
+
+    def may_open(self, opener: Party, target: Party) -> bool:
+        """Whether one domain may open something to another, or is told why not: some rule about IP allows or rejects
+        something, and none denies everything."""
+        said = [r for r in self.rules if not (r.what and r.what.ether) and self.covers(r, opener, target, None)]
+        return any(r.action != "deny" for r in said) and not any(r.action == "deny" and not r.what for r in said)
+
+    def may_talk(self, one: Party, other: Party) -> bool:
+        """Whether either may open something to the other; if so, they find each other by ARP."""
+        return self.may_open(one, other) or self.may_open(other, one)
 
 
 def is_internet(address: Address, lan: IPv4Network | None) -> bool:

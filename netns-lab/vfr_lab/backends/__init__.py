@@ -1,7 +1,7 @@
 """What isolates and connects a lab's guests: one class each, all of the same form, so that each is judged alike.
 
 A backend of your own is a class of this form, named in its package's metadata; `vfr-lab` then knows it by name.
-One that is derived from `Backend` has its `judged`, `address` and `under` from there:
+One that is derived from `Backend` has its `judged`, `everyday`, `address` and `under` from there:
 
     [project.entry-points."vfr_lab.backends"]
     mine = "my_package.my_module:MyBackend"
@@ -36,6 +36,9 @@ class Backend(Protocol):
     sentence: str  # what it is, and who uses it so
     programs: tuple[str, ...]  # what must be installed
     judged: bool = True  # whether it claims to isolate, so that attacks say something about it
+    everyday: bool = (
+        True  # whether guests may do all that scenarios have them do; if not, many attacks can't be mounted
+    )
 
     def up(self, lab: Lab) -> None:
         """Wires every guest of the scenario. Clears first what an interrupted `up` left."""

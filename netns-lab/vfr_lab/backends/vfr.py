@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from vfr_lab.lab import Lab
     from vfr_lab.scenario import Guest
 
-SHIPPED = Path(__file__).resolve().parents[3] / "rules" / "xen.rules"  # in force unless an option says otherwise
+RULES = Path(__file__).resolve().parents[3] / "rules"
+SHIPPED = RULES / "xen.rules"  # in force unless an option says otherwise
 
 
 class VfrBackend(Backend):
@@ -66,3 +67,25 @@ class VfrBackend(Backend):
         finally:
             self._rules = before
             lab.exec("dom0", self.command, "apply", str(before))
+
+
+class VfrSandboxBackend(VfrBackend):
+    """VFR for code that nobody trusts. Not judged beside others: what can't be mounted here says nothing."""
+
+    name = "vfr-sandbox"
+    sentence = "VFR under its shipped sandbox.rules"
+    judged, everyday = False, False
+
+    def __init__(self) -> None:
+        super().__init__("--rules", str(RULES / "sandbox.rules"))
+
+
+class VfrTiersBackend(VfrBackend):
+    """VFR with tiers of guests. Not judged beside others, as VfrSandboxBackend."""
+
+    name = "vfr-web-db"
+    sentence = "VFR under its shipped web-db.rules"
+    judged, everyday = False, False
+
+    def __init__(self) -> None:
+        super().__init__("--rules", str(RULES / "web-db.rules"))

@@ -121,7 +121,8 @@ class Judge:
 
         That is when the attack says that it leaves something, when it was void, and when the guests no longer do their
         everyday business. What earlier attacks have left together, as a guest's ports that are all in use, shows by a
-        control that fails: so a void attack is mounted once more if anything came before it.
+        control that fails: so a void attack is mounted once more if anything came before it. Where guests may not even
+        do their everyday business, most void attacks are so because of that, and will be again.
         """
         fit, fresh = stage.backend.name == part.backend.name, False
         for attack in part.attacks:
@@ -132,7 +133,7 @@ class Judge:
                 fresh = True
             self._on_start(attack, part.backend)
             result, fit = self._mount(stage, attack)
-            if result.outcome == "void" and not fresh:
+            if result.outcome == "void" and not fresh and part.backend.everyday:
                 self._wire(stage, part.backend)
                 result, fit = self._mount(stage, attack)
             fresh = False
@@ -148,4 +149,5 @@ class Judge:
         with self._turns.alone() if attack.alone else self._turns.side_by_side():
             result = mount(stage, attack, self._captures)
             stage.forget()
-            return result, not attack.leaves and result.outcome != "void" and stage.is_healthy()
+            went_well = result.outcome != "void" or not stage.backend.everyday
+            return result, not attack.leaves and went_well and stage.is_healthy()

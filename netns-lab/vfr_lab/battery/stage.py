@@ -130,6 +130,8 @@ class Stage:
 
     def is_healthy(self) -> bool:
         """Whether guests do their everyday business: what an attack must find, and the next one too."""
+        if not self.backend.everyday:
+            return True
         lan1, guests = self.address("lan1"), self.lab.scenario.guests
         return all(self._nodes[g.name].tcp(lan1, ECHO, timeout=1) for g in guests) and all(
             self.lan1.tcp(self.outside, g.forward, timeout=1).startswith("SSH-") for g in guests if g.forward
