@@ -707,7 +707,7 @@ class _Exposure:
                 continue
             if not any(True for _ in self._doors(forward)):
                 way_out = f"allow {'dom0' if host_only else 'lan'} -> {self.name} {ports}"
-                yield f"{lead} leads nowhere yet, for no rule lets anybody use it; `{way_out}` would"
+                yield f"{lead} leads nowhere yet, for no rule lets anybody use it, as `{way_out}` may"
 
     def _no_ways(self) -> Iterator[str]:
         """Rules that let the LAN in where it has no way; not those that say `any`, which mean others as well."""

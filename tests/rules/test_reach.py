@@ -222,6 +222,7 @@ CAREFUL = settings(max_examples=150, deadline=None, suppress_health_check=[Healt
 # Traffic in spans
 
 
+@CAREFUL
 @given(st.lists(st.builds(What, st.sampled_from([6, 17]), PORTS) | st.sampled_from([What(1), What(47)]), max_size=4))
 def test_words_of_traffic_mean_what_they_were_made_from(whats: list[What]) -> None:
     from vfr.policy.spans import merged, without
@@ -445,6 +446,19 @@ def test_a_change_in_words(after: str, lines: list[str]) -> None:
     assert list(changed(BEFORE, after)[:-1]) == lines
 
 
+def test_a_group_that_has_dom0_too_does_not_take_it_out() -> None:
+    text = "group admin = db, dom0\nallow dom0, web, ci, mail, a, b, 192.0.2.7 -> srv tcp 9"
+    found = difference(of_text("", names := (*HOME, "a", "b", "srv")), of_text(text, names))
+    assert [str(c) for c in found.changes] == [
+        "+ dom0, 192.0.2.7, any domain but db -> srv tcp 9   (office.rules:2)",
+    ]
+
+
+def test_a_domain_called_like_a_set_is_not_meant_by_it() -> None:
+    text = "set web = 192.0.2.7\nallow web -> db tcp 80"
+    assert [str(p) for p in permitted(of_text(text))] == ["192.0.2.7 -> db tcp 80   (office.rules:2)"]
+
+
 def test_domains_that_come_and_go() -> None:
     assert changed(BEFORE, BEFORE, ("web", "db", "ci", "new")) == (
         "+ domain new",
@@ -517,12 +531,12 @@ def test_who_reaches_a_domain_in_words() -> None:
         "web:",
         "  from dom0: all IP   (office.rules:6)",
         "  from lan, by LAN port tcp 8080 -> 80   (office.rules:4)",
-        "  note: LAN port tcp 8443 leads nowhere yet, for no rule lets anybody use it; `allow lan -> web tcp 443` would",
+        "  note: LAN port tcp 8443 leads nowhere yet, for no rule lets anybody use it, as `allow lan -> web tcp 443` may",
         "  note: office.rules:7 lets 192.0.2.7 to tcp 22, but no forward leads there",
         "db:",
         "  from web: tcp 5432   (office.rules:3)",
         "  note: host port tcp 99 leads here from the host itself only, not from the LAN",
-        "  note: host port tcp 99 leads nowhere yet, for no rule lets anybody use it; `allow dom0 -> db tcp 5432` would",
+        "  note: host port tcp 99 leads nowhere yet, for no rule lets anybody use it, as `allow dom0 -> db tcp 5432` may",
         "  note: office.rules:8 lets 192.0.2.7 to tcp 5432, but no forward leads there",
         "mail: nobody reaches it",
     )

@@ -184,8 +184,9 @@ class _Kind:
 def _domains_of(one: Side, end: Words) -> frozenset[str]:
     if ANY in end:
         return one.domains
-    named = (one.rules.members(word) if word in one.rules.groups else frozenset({word}) for word in end)
-    return frozenset[str]().union(*named) & one.domains
+    groups = (one.rules.members(word) for word in end if word in one.rules.groups)
+    names = (word for word in end if word not in one.rules.groups and word not in one.rules.sets)
+    return frozenset(names).union(*groups) & one.domains
 
 
 class Kinds:
