@@ -22,7 +22,7 @@ from vfr.instance import Instance
 from vfr.kernel import guard, links, mounts, sorter, survey
 from vfr.kernel.fastpath import Config, DomainRow, Fastpath, Forward, Hook
 from vfr.plan import DOM0_DEVICE, DOM0_ID, DOM0_VIF, GATEWAY_MAC, SORTER, Actual, Change, Port, Vif
-from vfr.policy.amend import Patch
+from vfr.policy.amend import Patch, fresh_of
 
 if TYPE_CHECKING:
     from vfr.doctor import Hook as DoctorHook
@@ -468,7 +468,7 @@ class Host:
         """Our files, the lock last, then every directory that nobody else's VFR is in."""
         instance = self.instance
         journal = instance.registry.with_name(instance.registry.name + "-journal")
-        for path in (self.note, self.book, journal, instance.registry, instance.lock):
+        for path in (self.note, self.book, fresh_of(self.book), journal, instance.registry, instance.lock):
             path.unlink(missing_ok=True)
         for directory in (instance.state, instance.runtime, *_PARENTS):
             with suppress(FileNotFoundError):

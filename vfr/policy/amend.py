@@ -84,7 +84,7 @@ class Book:
     def save(self, path: Path) -> None:
         """Written aside and renamed, so that it is whole or not there."""
         parts = tuple(getattr(self, f.name) for f in fields(self))
-        fresh = path.with_name(path.name + ".new")
+        fresh = fresh_of(path)
         fresh.write_bytes(marshal.dumps((FORMAT, *parts)))
         fresh.rename(path)
 
@@ -144,6 +144,11 @@ class Book:
         self.digest, self.seats = digest, dict(seats)
 
 
+def fresh_of(path: Path) -> Path:
+    """Where a book is written before it takes its name."""
+    return path.with_name(path.name + ".new")
+
+
 def _seat(name: str, seats: Mapping[str, int]) -> tuple[int, ...]:
     if name == DOM0:
         return (0,)
@@ -155,4 +160,4 @@ def _plain(rule: Rule) -> tuple[Any, ...]:
     return rule.action, rule.openers, rule.targets, what, rule.both, rule.log, rule.limit
 
 
-__all__ = ["Book", "Patch", "Row"]
+__all__ = ["Book", "Patch", "Row", "fresh_of"]
