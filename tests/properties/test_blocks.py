@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vfr.choose import NAT_PORTS, PORTS_PER_DOMAIN, free_block
 from vfr.errors import ConflictError
 from vfr.registry import Contents, Domain, Nat
-from vfr.router import NAT_PORTS, PORTS_PER_DOMAIN, _free_block
 
 pytestmark = pytest.mark.inv(8)
 LOW, SIZE, BLOCKS = 20000, 16, 5
@@ -28,7 +28,7 @@ def _contents(size: int = SIZE) -> Contents:
 
 
 def _add(contents: Contents, name: str) -> Contents:
-    low, count = _free_block(contents)
+    low, count = free_block(contents)
     number = len(contents.domains) + 2
     d = Domain(number, name, "tap", None, name, IPv4Address(number), name, number, low, count)
     return replace(contents, domains=(*contents.domains, d))
@@ -46,7 +46,7 @@ def test_blocks_are_given_in_turn(steps: list[set[int] | None]) -> None:
             assert (contents.domains[-1].port_low, contents.domains[-1].port_count) == (queue.pop(0), SIZE)
         elif leaving is None:
             with pytest.raises(ConflictError):
-                _free_block(contents)
+                free_block(contents)
         else:
             left = [d for place, d in enumerate(contents.domains) if place in leaving]
             contents = contents.without({d.name for d in left})
@@ -60,7 +60,7 @@ def test_a_full_range_says_so() -> None:
         contents = _add(contents, f"d{number}")
     said = f"all {BLOCKS} blocks of {SIZE} ports in {LOW}-{LOW + SIZE * BLOCKS + 2} are given away; remove a domain"
     with pytest.raises(ConflictError, match=re.escape(said)):
-        _free_block(contents)
+        free_block(contents)
 
 
 def test_a_block_of_another_size_remembers_the_ports() -> None:
@@ -79,4 +79,4 @@ def test_a_block_of_another_size_remembers_the_ports() -> None:
 
 
 def test_without_nat_the_range_is_the_usual_one() -> None:
-    assert _free_block(Contents()) == (NAT_PORTS[0], PORTS_PER_DOMAIN)
+    assert free_block(Contents()) == (NAT_PORTS[0], PORTS_PER_DOMAIN)

@@ -13,7 +13,7 @@ from support.bench import Bench
 from support.frames import LAN_ADDRESS, arp, arp_answer, ip, tcp, udp
 from support.sides import PROTOCOLS, RULES, sides
 
-from vfr.router import POOL
+from vfr.forwards import POOL
 from vfr.spec.model import LAN
 
 WEB = world.SLOTS["web"]

@@ -1,0 +1,286 @@
+"""What a new domain, or NAT, may have: chosen, or checked, against the registry and the host as they are.
+
+UsageError or ConflictError say what is wrong with what was asked for, and the way out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Container
+from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vfr import instance as instances
+from vfr.errors import ConflictError, UsageError, VfrError
+from vfr.forwards import FORWARD_BASE, POOL
+from vfr.registry import Contents, Nat
+
+if TYPE_CHECKING:
+    from vfr.kernel.links import Link
+
+GATEWAY = IPv4Address("169.254.1.0")
+NAT_PORTS = (16384, 32767)
+PORTS_PER_DOMAIN = 64
+FORWARDS = (2, 19)
+_MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
+_NEVER = tuple(IPv4Network(n) for n in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "240.0.0.0/4"))
+_LINK_LOCAL = IPv4Network("169.254.0.0/16")
+
+
+def netns_names() -> list[str]:
+    return sorted(p.name for p in instances.NETNS.iterdir()) if instances.NETNS.is_dir() else []
+
+
+def as_address(text: str | IPv4Address) -> IPv4Address:
+    try:
+        return IPv4Address(text)
+    except AddressValueError:
+        raise UsageError(f"{text!r} is not an IPv4 address; write it as 169.254.1.7") from None
+
+
+def check_unicast(address: IPv4Address) -> None:
+    if any(address in net for net in _NEVER):
+        raise UsageError(f"{address} is not a unicast address; choose one in {POOL}, or any host address")
+    if address == GATEWAY:
+        raise ConflictError(f"{address} is domain 0's own address; choose another in {POOL}")
+    if address == POOL.broadcast_address:
+        raise UsageError(f"{address} is the broadcast address of {POOL}; choose another")
+    if address in _LINK_LOCAL and address not in POOL:
+        raise UsageError(f"{address} is link-local but not in the pool {POOL}; choose an address in the pool")
+
+
+def check_mac(mac: str) -> str:
+    mac = mac.lower()
+    if not _MAC.fullmatch(mac):
+        raise UsageError(f"{mac!r} is not a MAC address; write it as 02:00:00:00:00:07")
+    if int(mac[:2], 16) & 1 or mac in ("00:00:00:00:00:00", "fe:ff:ff:ff:ff:ff"):
+        raise UsageError(f"{mac} cannot be a guest's MAC address; choose a unicast one, as 02:00:00:00:00:07")
+    return mac
+
+
+def derived_mac(name: str) -> str:
+    digest = hashlib.sha256(f"vfr domain {name}".encode()).digest()
+    return ":".join(f"{b:02x}" for b in (0x02, *digest[:5]))
+
+
+def derived_interface(name: str) -> str:
+    """vif-NAME where that fits an interface's 15 characters, else a shortened form with a hash."""
+    if len(name) <= 11:
+        return f"vif-{name}"
+    return f"vif-{name[:6]}.{hashlib.sha256(name.encode()).hexdigest()[:4]}"
+
+
+def listeners() -> dict[tuple[str, int], str]:
+    """(protocol, port) -> local address of every listening or bound socket in this namespace."""
+    found: dict[tuple[str, int], str] = {}
+    for table in ("tcp", "tcp6", "udp", "udp6"):
+        path = Path("/proc/net") / table
+        for line in path.read_text().splitlines()[1:] if path.exists() else []:
+            fields = line.split()
+            if table.startswith("udp") or fields[3] == "0A":
+                found[table[:3], int(fields[1].rpartition(":")[2], 16)] = fields[1]
+    return found
+
+
+def check_ports(ports: tuple[int, int], per_domain: int, forwards: tuple[int, int]) -> None:
+    low, high = ports
+    if not 1024 <= low <= high <= 65535:
+        raise UsageError(f"the port range {low}-{high} must lie between 1024 and 65535, low end first")
+    if not 1 <= per_domain <= high - low + 1:
+        raise UsageError(f"{per_domain} ports per domain do not fit the range {low}-{high}")
+    if not 2 <= forwards[0] <= forwards[1] <= 254:
+        raise UsageError(f"--forwards {forwards[0]}-{forwards[1]}: x runs from 2 to 254, low end first")
+    if FORWARD_BASE + forwards[1] >= low:
+        raise UsageError(f"forwards up to port {FORWARD_BASE + forwards[1]} run into the range {low}-{high}")
+    first, last = (int(n) for n in Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    if low <= last and first <= high:
+        raise ConflictError(
+            f"the port range {low}-{high} overlaps {first}-{last}, which the host uses for itself"
+            " (net.ipv4.ip_local_port_range); choose another with --ports"
+        )
+
+
+def check_listeners(ports: tuple[int, int], forwards: tuple[int, int]) -> None:
+    for (protocol, port), _ in sorted(listeners().items()):
+        if ports[0] <= port <= ports[1]:
+            raise ConflictError(
+                f"a program of the host listens on {protocol} port {port}, inside the range {ports[0]}-{ports[1]};"
+                " end it, or choose another range with --ports"
+            )
+        if protocol == "tcp" and forwards[0] <= port - FORWARD_BASE <= forwards[1]:
+            raise ConflictError(
+                f"a program of the host listens on tcp port {port}, which would lead to 169.254.1.{port - FORWARD_BASE};"
+                " end it, or choose other forwards with --forwards"
+            )
+
+
+def check_name(name: str) -> None:
+    from vfr.policy.rules import NAME, RESERVED, looks_like_address
+
+    if not NAME.fullmatch(name) or name in RESERVED or looks_like_address(name):
+        raise UsageError(
+            f"{name!r} cannot be a domain's name; use up to 32 of a-z, 0-9, '.', '_', '-', beginning and ending"
+            f" with a letter or digit, no address, and none of {', '.join(sorted(RESERVED))}"
+        )
+
+
+def no_such(name: str, contents: Contents) -> VfrError:
+    have = ", ".join(d.name for d in contents.domains) or "none"
+    return VfrError(f"there is no domain {name!r}; there are: {have}")
+
+
+def check_place(
+    kind: str, where: str, interface: str, before: Contents, present: dict[str, Link], left: Container[str | None]
+) -> None:
+    """Where the domain is to hang must be there (netns, device) or not be there yet (tap, our VIF). `left` are the
+    namespaces that others leave."""
+    if kind == "netns":
+        check_netns(where, before, where in left)
+    if any(d.interface == interface for d in before.domains):
+        raise ConflictError(f"the interface {interface} belongs to another domain; choose another")
+    if kind == "device":
+        check_device(where, before, present)
+    elif not re.fullmatch(r"[A-Za-z0-9._-]{1,15}", interface):
+        raise UsageError(f"{interface!r} cannot be an interface's name: up to 15 letters, digits, '.', '_', '-'")
+    elif interface in present:
+        raise ConflictError(f"there is an interface {interface} already, which is not ours; rename or remove it")
+
+
+def check_netns(name: str, before: Contents, is_left: bool) -> None:
+    from vfr.kernel import links
+
+    if name not in netns_names():
+        have = ", ".join(netns_names()) or "none"
+        raise UsageError(
+            f"there is no network namespace {name!r}; make it with `ip netns add {name}` (there are: {have})"
+        )
+    for d in before.domains:
+        if d.netns == name:
+            raise ConflictError(f"the namespace {name!r} belongs to the domain {d.name!r}; choose another")
+    if instances.current().netns == name:
+        raise UsageError(f"the namespace {name!r} is domain 0's own; choose another")
+    if not is_left and "eth0" in links.links(name):
+        raise ConflictError(f"the namespace {name!r} has an eth0 already; rename or remove that one")
+
+
+def check_device(name: str, before: Contents, present: dict[str, Link]) -> None:
+    from vfr.kernel import links
+
+    link = present.get(name)
+    if link is None:
+        raise UsageError(f"there is no interface {name!r} here (there are: {', '.join(sorted(present))})")
+    if name in ("lo", "vfr0", "vif0", "vfr-sorter") or (before.nat and before.nat.uplink == name):
+        raise ConflictError(f"the interface {name} is the host's own; a domain needs one for itself")
+    if link.master:
+        raise ConflictError(
+            f"the interface {name} is part of a bridge or bond; take it out with `ip link set {name} nomaster`"
+        )
+    own = [str(a) for index, a in links.addresses() if index == link.index]
+    if own:
+        raise ConflictError(f"the interface {name} has the address {own[0]} of the host; remove it with `ip addr del`")
+
+
+def choose_address(given: str | IPv4Address | None, before: Contents) -> IPv4Address:
+    taken = {d.address: d.name for d in before.domains}
+    if given is None:
+        for address in list(POOL.hosts())[1:]:
+            if address not in taken:
+                return address
+        raise ConflictError(f"no address of {POOL} is free; give one with --address, from any other range")
+    address = as_address(given)
+    check_unicast(address)
+    if address in taken:
+        raise ConflictError(f"{address} belongs to the domain {taken[address]!r}; choose another")
+    if address not in POOL:
+        check_not_the_hosts(address)
+    return address
+
+
+def check_not_the_hosts(address: IPv4Address) -> None:
+    from vfr.kernel import links
+
+    names = {link.index: link.name for link in links.links().values()}
+    for index, own in links.addresses():
+        if address == own.ip:
+            raise ConflictError(f"{address} is the host's own, on {names.get(index)}; choose another")
+        if address in own.network and own.network.prefixlen < 32:
+            raise ConflictError(f"{address} lies in {own.network}, the network on {names.get(index)}; choose another")
+
+
+def choose_mac(given: str | None, name: str, before: Contents) -> str:
+    taken = {d.mac: d.name for d in before.domains}
+    if given is not None:
+        mac = check_mac(given)
+        if mac in taken:
+            raise ConflictError(f"{mac} belongs to the domain {taken[mac]!r}; choose another")
+        return mac
+    tries = (derived_mac(f"{name}{'+' * n}") for n in range(len(taken) + 1))
+    return next(mac for mac in tries if mac not in taken)
+
+
+def free_block(before: Contents) -> tuple[int, int]:
+    """A domain's own outside ports: the first block of the range that nobody has had, else the one that was
+    given back longest ago. Who on the LAN still speaks to a former tenant is not to meet the next."""
+    low, high = before.nat.ports if before.nat else NAT_PORTS
+    size = before.nat.ports_per_domain if before.nat else PORTS_PER_DOMAIN
+    held = {d.port_low for d in before.domains}
+    free = [start for start in range(low, high - size + 2, size) if start not in held]
+    if free:
+        return min(free, key=lambda start: returned_at(before, start, size)), size
+    raise ConflictError(
+        f"all {len(held)} blocks of {size} ports in {low}-{high} are given away; remove a domain, or start anew with"
+        " fewer --ports-per-domain or a wider range in --ports"
+    )
+
+
+def returned_at(before: Contents, start: int, size: int) -> int:
+    """When a port of the block was last given back: a place in the order of returns, 0 if none ever was. Blocks
+    may have been of another size then."""
+    met = [n for n, (low, count) in enumerate(before.returned, 1) if low < start + size and start < low + count]
+    return max(met, default=0)
+
+
+def uplink_has(nat: Nat) -> bool:
+    """Whether the uplink is there and still has its address."""
+    from vfr.kernel import links
+
+    link = links.links().get(nat.uplink)
+    return link is not None and any(i == link.index and a.ip == nat.address for i, a in links.addresses())
+
+
+def choose_uplink(name: str | None, address: str | None) -> tuple[str, IPv4Address]:
+    """The interface to the LAN and domain 0's address there."""
+    from vfr.kernel import links
+
+    present = links.links()
+    by_index = {link.index: link for link in present.values()}
+    if name is None:
+        defaults = [i for i in links.default_route_interfaces() if i in by_index]
+        if not defaults:
+            raise UsageError("there is no default route to tell the uplink by; name it with --uplink IF")
+        name = by_index[defaults[0]].name
+    if name not in present or name in ("lo", "vfr0", "vif0", "vfr-sorter"):
+        usable = ", ".join(sorted(n for n in present if n not in ("lo", "vfr0", "vif0", "vfr-sorter")))
+        raise UsageError(f"{name!r} cannot be the uplink; there are: {usable or 'no interfaces'}")
+    own = [a for index, a in links.addresses() if index == present[name].index]
+    return name, choose_lan_address(name, own, address)
+
+
+def choose_lan_address(name: str, own: list[IPv4Interface], given: str | None) -> IPv4Address:
+    have = ", ".join(str(a.ip) for a in own)
+    if not own:
+        raise ConflictError(
+            f"the uplink {name} has no IPv4 address; give it one first, as `ip addr add 192.0.2.1/24 dev {name}`"
+        )
+    if given is None and len(own) > 1:
+        raise UsageError(f"the uplink {name} has several addresses ({have}); choose with --address")
+    chosen = own[0] if given is None else next((a for a in own if a.ip == as_address(given)), None)
+    if chosen is None:
+        raise UsageError(f"the uplink {name} has no address {given}; it has {have}")
+    if chosen.ip in _LINK_LOCAL or chosen.network.overlaps(POOL):
+        raise ConflictError(
+            f"the uplink {name} is itself in {chosen.network}, the range of the domains; NAT to it is impossible"
+        )
+    return chosen.ip

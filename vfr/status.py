@@ -1,0 +1,152 @@
+"""What the commands show, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
+
+from vfr import forwards
+from vfr import instance as instances
+from vfr._abi import Limit, Verdict
+from vfr.forwards import FORWARD_BASE, POOL
+from vfr.policy.rules import rule_text
+from vfr.registry import Contents, Rules, read_only
+
+if TYPE_CHECKING:
+    from vfr import _abi as abi
+
+_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
+
+
+@dataclass(frozen=True, slots=True)
+class DomainStatus:
+    """A domain as `vfr domain list` shows it. `state` is up, missing (its namespace or device is gone)
+    or degraded (`reason` says why); `forward` is the outside port that leads to its ssh."""
+
+    name: str
+    address: str
+    mac: str
+    kind: str
+    netns: str | None
+    interface: str
+    forward: int | None
+    outside_ports: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardStatus:
+    """One forward, or a range of `ports` from its lowest ones on. While `domain`, or `address`, is None nobody is
+    there, and the port leads nowhere. `on` is who may use it: the LAN and the host, or the "host" alone."""
+
+    outside_port: int
+    address: str | None
+    inside_port: int
+    domain: str | None
+    protocol: str = "tcp"
+    ports: int = 1
+    on: str = "lan"
+
+
+@dataclass(frozen=True, slots=True)
+class NatStatus:
+    """What `vfr nat status` shows."""
+
+    enabled: bool
+    uplink: str | None
+    address: str | None
+    forwards: tuple[ForwardStatus, ...]
+    ports: str | None
+    ports_per_domain: int | None
+    rules: str | None
+    domains: int
+    attached_by: str | None
+    confirm_within_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RuleStatus:
+    """A rule, where it stands, and what it decided about: packets that began a conversation or were refused."""
+
+    where: str
+    rule: str
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What `vfr events` tells of: a drop, or a conversation that a rule with `log` let begin. `who` sent it: a domain,
+    dom0, lan or unknown; `at` is in seconds since boot; `rule` and `where` are those of the rule that decided, if one
+    did; `untold` are the same sender's since its last event that nothing was said of."""
+
+    at: float
+    kind: str
+    who: str
+    verdict: str
+    src: str
+    dst: str
+    sport: int
+    dport: int
+    protocol: str
+    bytes: int
+    rule: str | None
+    where: str | None
+    untold: int
+
+
+def forward_statuses(contents: Contents) -> tuple[ForwardStatus, ...]:
+    """Those of `vfr nat enable` first."""
+    found: list[ForwardStatus] = []
+    by_address = {d.address: d.name for d in contents.domains}
+    by_name = {d.name: str(d.address) for d in contents.domains}
+    for x in range(contents.nat.forwards[0], contents.nat.forwards[1] + 1) if contents.nat else ():
+        found.append(ForwardStatus(FORWARD_BASE + x, str(POOL[x]), forwards.SSH, by_address.get(POOL[x])))
+    for f in contents.rules.forwards if contents.rules else ():
+        address, (low, high) = by_name.get(f.domain), f.outside
+        on = "host" if f.where in forwards.HOST_ONLY else "lan"
+        found.append(ForwardStatus(low, address, f.inside[0], f.domain, f.protocol, high - low + 1, on))
+    return tuple(found)
+
+
+class Names:
+    """What the numbers in events stand for. Read again when one is unknown: the router changes while we listen."""
+
+    def __init__(self, instance: instances.Instance) -> None:
+        self._registry = instance.registry
+        self._read()
+
+    def _read(self) -> None:
+        contents = read_only(self._registry)
+        self._rows = {0: "dom0", int(Limit.ROW_LAN): "lan", int(Limit.ROW_UNKNOWN): "unknown"}
+        self._rows.update({d.slot: d.name for d in contents.domains})
+        rules = contents.rules or Rules("", "")
+        lines = rules.text.splitlines()
+        self._rules = {
+            number: (rule_text(lines[line - 1]), f"{rules.file}:{line}")
+            for line, number in zip(rules.lines, rules.numbers, strict=True)
+        }
+
+    def event(self, e: abi.Event) -> Event:
+        if e.row not in self._rows or (e.rule and e.rule not in self._rules):
+            self._read()
+        rule, where = self._rules.get(e.rule, (None, None))
+        verdict = Verdict(e.verdict).name
+        is_ip = e.ethertype == 0x0800
+        return Event(
+            at=e.at_ns / 1e9,
+            kind="drop" if verdict.startswith("DROP_") else "begin",
+            who=self._rows.get(e.row, f"slot {e.row}"),
+            verdict=verdict,
+            src=str(IPv4Address(e.src)),
+            dst=str(IPv4Address(e.dst)),
+            sport=e.sport,
+            dport=e.dport,
+            protocol=_PROTOCOLS.get(e.protocol, str(e.protocol)) if is_ip else f"ether {e.ethertype:#06x}",
+            bytes=e.bytes,
+            rule=rule,
+            where=where,
+            untold=e.untold,
+        )

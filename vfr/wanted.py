@@ -1,0 +1,155 @@
+"""From what the registry says to what is wanted of the kernel as it is."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network
+from typing import TYPE_CHECKING
+
+from vfr import forwards
+from vfr import instance as instances
+from vfr import reach as reaching
+from vfr.choose import GATEWAY, NAT_PORTS, derived_mac
+from vfr.forwards import POOL
+from vfr.registry import Contents, Domain, Nat
+from vfr.ruling import digest, read
+from vfr.settings import DOM0_LIMITS
+
+if TYPE_CHECKING:
+    from vfr.kernel.links import Link
+    from vfr.plan import Uplink, Vif, Wanted
+    from vfr.policy import RuleSet
+    from vfr.policy.language import ForwardRule
+
+MTU = 1500
+
+
+def slots_of(contents: Contents) -> dict[str, int]:
+    return {d.name: d.slot for d in contents.domains}
+
+
+def seats(contents: Contents) -> dict[str, int]:
+    """The slots of the names that rules go by."""
+    slots = {**slots_of(contents), "dom0": 0}
+    return {name: slots[name] for name in (*(contents.rules.names if contents.rules else ()), "dom0") if name in slots}
+
+
+def lan_of(nat: Nat | None) -> IPv4Network | None:
+    """The uplink's own network."""
+    from vfr.kernel import links
+
+    up = uplink_of(nat, links.links()) if nat else None
+    return up.lan if up else None
+
+
+def uplink_of(nat: Nat | None, present: dict[str, Link]) -> Uplink | None:
+    """The uplink, None if NAT is off, or the interface or its address is gone: then nothing leaves."""
+    from vfr.kernel import links
+    from vfr.plan import Uplink
+
+    link = present.get(nat.uplink) if nat else None
+    if nat is None or link is None:
+        return None
+    for index, own in links.addresses():
+        if index == link.index and own.ip == nat.address:
+            return Uplink(link.name, link.index, link.mtu, nat.address, own.network)
+    return None
+
+
+def policy_digest(contents: Contents) -> str:
+    return digest(contents.rules, slots_of(contents), lan_of(contents.nat))
+
+
+def rules_of(contents: Contents) -> RuleSet:
+    from vfr.policy import RuleSet
+
+    return read(contents.rules.text, contents.rules.file).rules if contents.rules else RuleSet()
+
+
+def reached(contents: Contents) -> reaching.Reach:
+    """What can talk to what."""
+    names = [d.name for d in contents.domains]
+    return reaching.reach(rules_of(contents), names, lan_of(contents.nat), contents.nat is not None)
+
+
+def forward_rules(contents: Contents) -> tuple[ForwardRule, ...]:
+    """Every forward as a rule file would have it, those to ssh among them."""
+    from vfr.policy import ForwardRule
+
+    ssh = [(d.name, port) for d in contents.domains if (port := forwards.ssh_port(d.address, contents.nat))]
+    own = (ForwardRule("tcp", (port, port), name, (forwards.SSH, forwards.SSH)) for name, port in ssh)
+    return (*own, *(contents.rules.forwards if contents.rules else ()))
+
+
+def _vif(d: Domain, present: dict[str, Link]) -> Vif:
+    from vfr.plan import Vif
+
+    home = instances.netns_inode(d.netns) if d.netns else None
+    there = home is not None if d.netns else d.kind == "tap" or d.interface in present
+    return Vif(
+        d.id,
+        d.kind,
+        d.interface,
+        d.interface,
+        d.netns,
+        d.address,
+        d.mac,
+        d.slot,
+        d.port_low,
+        d.port_count,
+        d.limits,
+        there,
+        home,
+    )
+
+
+def wanted(contents: Contents) -> Wanted:
+    """What the registry's words mean for the kernel as it is."""
+    from vfr.kernel import links
+    from vfr.kernel.fastpath import Config, Forward
+    from vfr.kernel.guard import Guard
+    from vfr.plan import DOM0_DEVICE, DOM0_ID, DOM0_VIF, SORTER, Vif, Wanted
+
+    present, nat = links.links(), contents.nat
+    up = uplink_of(nat, present)
+    low, high = nat.ports if nat else NAT_PORTS
+    config = Config(
+        GATEWAY,
+        POOL,
+        up.address if up else None,
+        up.lan if up else None,
+        up.index if up else 0,
+        up.mtu if up else 0,
+        low,
+        high,
+        present[SORTER].index if SORTER in present else 0,
+        contents.timers,
+    )
+    vifs: list[Vif] = []
+    if not contents.is_empty:
+        mac = derived_mac("dom0 of VFR")
+        vifs.append(Vif(DOM0_ID, "dom0", DOM0_VIF, DOM0_DEVICE, None, GATEWAY, mac, 0, low, 0, DOM0_LIMITS))
+    vifs += [_vif(d, present) for d in contents.domains]
+    ways = forwards.ways(contents, up is not None)
+    guard = Guard(
+        tuple(sorted([SORTER, *(v.interface for v in vifs)])),
+        POOL,
+        GATEWAY,
+        up.name if up else None,
+        up.address if up else None,
+        ways,
+    )
+    return Wanted(
+        vifs=tuple(vifs),
+        config=config,
+        mtu=up.mtu if up else MTU,
+        guard=guard,
+        digest=policy_digest(contents),
+        uplink=up,
+        forwards=frozenset(
+            Forward(way.protocol, port, way.slot, way.inside + port - way.outside[0])
+            for way in ways
+            if not way.host_only
+            for port in range(way.outside[0], way.outside[1] + 1)
+        ),
+        routes=frozenset([POOL, *(IPv4Network(d.address) for d in contents.domains if d.address not in POOL)]),
+    )
