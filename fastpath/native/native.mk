@@ -41,12 +41,12 @@ fuzz: $(FUZZERS)
 	    $$fuzzer -max_total_time=$(FUZZ_SECONDS) -max_len=1600 -timeout=10 -print_final_stats=1 \
 	        -artifact_prefix=$(NATIVE_BUILD)/ $(NATIVE_BUILD)/corpus/$$name $(NATIVE)/corpus/$$name || exit 1; done
 
-# The committed corpus anew: the packet table, and of all that was found what reaches more.
+# The committed corpus anew: the packet table, and of it and all that was found what reaches more.
 corpus: $(FUZZERS)
 	cd tests && ../$(VENV)/bin/python -m support.native_corpus ../$(NATIVE_BUILD)/seeds
 	for name in frame conversation; do \
 	    mkdir -p $(NATIVE_BUILD)/corpus/$$name $(NATIVE_BUILD)/least/$$name && \
 	    $(NATIVE_BUILD)/fuzz_$$name -merge=1 -use_counters=0 $(NATIVE_BUILD)/least/$$name $(NATIVE_BUILD)/seeds/$$name \
-	        $(NATIVE_BUILD)/corpus/$$name && \
+	        $(NATIVE_BUILD)/corpus/$$name $(NATIVE)/corpus/$$name && \
 	    rm -rf $(NATIVE)/corpus/$$name && mkdir -p $(NATIVE)/corpus && \
 	    mv $(NATIVE_BUILD)/least/$$name $(NATIVE)/corpus/$$name || exit 1; done
