@@ -459,6 +459,29 @@ def test_a_domain_called_like_a_set_is_not_meant_by_it() -> None:
     assert [str(p) for p in permitted(of_text(text))] == ["192.0.2.7 -> db tcp 80   (office.rules:2)"]
 
 
+def test_a_block_that_is_all_taken_by_smaller_ones_is_nobody() -> None:
+    halves = "allow 192.0.2.0/25, 192.0.2.128/25 -> web tcp 80\ndeny 192.0.2.0/24 -> db"
+    assert not difference(of_text(halves), of_text(f"{halves}\nallow 192.0.2.0/24 -> web tcp 80"))
+
+
+def test_a_name_that_does_not_stay_the_same_is_not_used() -> None:
+    before = "group tier = web, ci\nset office = 192.0.2.7"
+    after = (
+        "group tier = web, mail\nset office = 192.0.2.9\nallow web, ci -> db tcp 1\nallow web, mail -> db tcp 2\n"
+        "allow office -> db tcp 3"
+    )
+    assert list(changed(before, after)[:-1]) == [
+        "+ ci, web -> db tcp 1   (office.rules:3)",
+        "+ mail, web -> db tcp 2   (office.rules:4)",
+        "+ 192.0.2.9 -> db tcp 3   (office.rules:5)",
+    ]
+
+
+def test_the_internet_is_not_all_that_is_left_of_the_lan() -> None:
+    text = "allow lan -> web tcp 80\ndeny 10.0.0.0/8 -> web"
+    assert [str(p) for p in permitted(of_text(text))] == ["lan but 10.0.0.0/8 -> web tcp 80   (office.rules:1)"]
+
+
 def test_domains_that_come_and_go() -> None:
     assert changed(BEFORE, BEFORE, ("web", "db", "ci", "new")) == (
         "+ domain new",
