@@ -120,7 +120,7 @@ def test_a_dry_run_says_who_could_talk_to_whom(host: Host, tmp_path: Path) -> No
     host.vfr("apply", _file(tmp_path, WHOLE))
     other = WHOLE.replace("allow guests -> lan", "allow a, b -> lan  # the same") + "allow a -> b tcp 22\n"
     shown = host.json("apply", "--dry-run", _file(tmp_path, other))
-    assert shown["reach"][0] == "+ a -> b tcp 22   (office.rules:13)" and len(shown["reach"]) == 2
+    assert shown["reach"][0] == "+ a -> b tcp 22   (office.rules:12)" and len(shown["reach"]) == 2
     assert shown["steps"] == ["replace the policy"]
     same = host.json("apply", "--dry-run", _file(tmp_path, other.replace("allow a -> b tcp 22\n", "")))
     assert same["reach"] == []
