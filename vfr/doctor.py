@@ -328,7 +328,7 @@ def _own_todo(ours: Ours) -> dict[str, list[str]]:
     """What the next command would put right, by verb, without what follows from what has a finding of its own."""
     follows = {"write_guard", "bring_up"}
     if ours.lan_lost:
-        follows |= {"unpin", "clear_forwards", "configure", "set_localnet"}
+        follows |= {"unpin", "clear_forwards", "configure", "set_localnet", "replace_policy"}
     if any(vif.state == "missing" for vif in ours.vifs):
         follows |= {"clear_vif", "unpin"}
     if any(todo.verb == "bring_up" and _DOM0_VIF in todo.text.split() for todo in ours.todo):
