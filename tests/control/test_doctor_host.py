@@ -298,9 +298,9 @@ def test_a_command_at_work(host: Host) -> None:
 # Everything is imported before root is given up: nobody need be able to read this tree.
 _AS_NOBODY = """
 import os, sys, vfr.plan, vfr.policy, vfr.kernel.host, vfr.kernel.netfilter
-from vfr.policy.language import _parser
+from vfr.policy.language import _machinery
 from vfr.cli import main
-_parser()
+_machinery()
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 sys.argv = ["vfr", "doctor", "--json"]
 main()

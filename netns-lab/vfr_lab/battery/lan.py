@@ -131,7 +131,9 @@ def a_guests_address_claimed_on_the_lan(s: Stage) -> list[str]:
     ARP replies from the LAN, with db's address and lan2's MAC. What domain 0 says to db must go to db as before.
     """
     db, claim = s.address("db"), ARP(op=2, hwsrc=s.lan2.mac, psrc=s.address("db"), hwdst=s.dom0.mac, pdst=s.outside)
-    s.control("domain 0 reaches db before", s.dom0.pings(db))
+    with s.db.watch() as before:
+        s.dom0.udp(db, 9, b"before " + s.mark, timeout=0.1)
+    s.control("db receives what domain 0 says to it before", before.having(b"before " + s.mark))
     with s.dom0.watch() as seen:
         s.lan2.send(to_host(s, claim), times=3, pace_s=0.6)
     s.control("the host has received the claim", seen.having(lambda p: ARP in p and p[ARP].psrc == db))
