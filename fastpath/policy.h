@@ -19,6 +19,8 @@
 #include "parse.h"
 
 #define LEVELS 3
+#define FROM_GROUPS 0x38 /* in the header's mask: rows with an opener, */
+#define TO_GROUPS 0x92   /* or with a target, on the middle level */
 #define PORTS_PREFIX_MAX 64
 #define REMOTE_PREFIX_MAX 64
 
@@ -116,9 +118,9 @@ static __always_inline bool prepare(struct asking *a, __u16 opener, __u16 target
 		return false;
 	a->levels = header->flags;
 	a->openers = opener == VFR_NODE_LAN ? nodes_of_remote(header->number, remote)
-					    : nodes_of_domain(a->pairs, a->levels, opener, 0x38);
+					    : nodes_of_domain(a->pairs, a->levels, opener, FROM_GROUPS);
 	a->targets = target == VFR_NODE_LAN ? nodes_of_remote(header->number, remote)
-					    : nodes_of_domain(a->pairs, a->levels, target, 0x92);
+					    : nodes_of_domain(a->pairs, a->levels, target, TO_GROUPS);
 	return true;
 }
 

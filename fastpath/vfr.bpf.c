@@ -36,6 +36,13 @@
  * expired one is as good as none, so nothing depends on a process that cleans up. Limits (limit.h) and
  * timers are the control plane's to set; TCP's states are a table (@tcp_next).
  *
+ * The rules are asked for the first packet of a conversation, and of each living one again when they have
+ * changed (@ask_policy): rows of pairs of nodes (@policy), which lead to rules (@rules) or to sets of
+ * prefixes of ports (@port_sets); what an address behind the uplink belongs to is in @remotes.
+ *
+ * Raw Ethernet leaves this way behind guard: to the domain that has the MAC (@macs), as it stands, if a rule
+ * lets its EtherType go there (@find_mac). It makes no state.
+ *
  * The host keeps its own ports, also where they lie in our range and a program binds one late
  * (@host_owns). A new mapping passes it over (@claim_port); and on a port that a mapping had before, a
  * session's packets are the domain's, and all others the host's (@uplink_port).
@@ -53,13 +60,15 @@
  *     ones, never somebody else's loss.
  *   - A slot's next tenant has another generation and new inner maps, so it inherits nothing.
  *   - What the control plane writes (@config, @domains, @policy, ...) the fastpath only reads; what
- *     the fastpath writes (@runtime, inner maps, @counters) nobody else does while a tenant lives.
+ *     the fastpath writes (@runtime, inner maps, @counters) nobody else does while a tenant lives. A row of
+ *     @rules is entered before any row leads to it, and counts from then on.
  *   - @deliver_lan sends nothing that does not carry domain 0's LAN address as its source.
  *
- * NOTE: dropped under names of their own: IPv6, IP options, ICMP other than echo, timestamps and the errors that
- * say why a packet did not arrive, and, towards the LAN, protocols other than TCP, UDP and ICMP. Of other protocols
- * between domains ICMP errors are not passed on, since their headers are not read. Sequence numbers are not tracked, but for the one that a TCP peer must acknowledge before it counts as there, and the one that a RST from
- * the LAN must have to be believed.
+ * NOTE: dropped under names of their own: IPv6, IP options, ICMP other than echo, timestamps and the errors
+ * that say why a packet did not arrive, and, towards the LAN, protocols other than TCP, UDP and ICMP. Of other
+ * protocols between domains ICMP errors are not passed on, since their headers are not read. Sequence numbers
+ * are not tracked, but for the one that a TCP peer must acknowledge before it counts as there, and the one that
+ * a RST from the LAN must have to be believed.
  */
 #include <linux/pkt_cls.h>
 #include "answer.h"

@@ -11,11 +11,11 @@ from ipaddress import IPv4Address, IPv4Network
 
 from vfr.errors import ConflictError
 from vfr.policy import Document, ForwardRule, RuleError
+from vfr.policy.language import range_text
 from vfr.registry import Contents, Nat
 
 POOL = IPv4Network("169.254.1.0/24")
 FORWARD_BASE, SSH = 2200, 22
-HOST_ONLY = ("lo", "127.0.0.1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,32 +48,24 @@ def ways(contents: Contents, has_uplink: bool) -> tuple[Way, ...]:
             found.append(Way("tcp", (port, port), d.slot, d.address, SSH))
     by_name = {d.name: d for d in contents.domains}
     for forward in contents.rules.forwards if contents.rules else ():
-        target, host_only = by_name.get(forward.domain), forward.where in HOST_ONLY
+        target, host_only = by_name.get(forward.domain), forward.host_only
         if target and (has_uplink or host_only):
             at = forward.inside[0]
             found.append(Way(forward.protocol, forward.outside, target.slot, target.address, at, host_only))
     return tuple(found)
 
 
-def _text(pair: tuple[int, int]) -> str:
-    return f"{pair[0]}" if pair[0] == pair[1] else f"{pair[0]}-{pair[1]}"
-
-
 def _trouble(forward: ForwardRule, nat: Nat | None, listeners: Mapping[tuple[str, int], str]) -> Iterator[str]:
     """What stands in the way of a forward, and the way out."""
     low, high = forward.outside
-    ports = f"{forward.protocol} port {_text(forward.outside)}"
+    ports = f"{forward.protocol} port {range_text(forward.outside)}"
     if nat and low <= nat.ports[1] and nat.ports[0] <= high:
-        yield f"{ports} lies in {_text(nat.ports)}, which domains' connections go out by; choose another"
+        yield f"{ports} lies in {range_text(nat.ports)}, which domains' connections go out by; choose another"
     if nat and forward.protocol == "tcp":
         ssh = (FORWARD_BASE + nat.forwards[0], FORWARD_BASE + nat.forwards[1])
         if low <= ssh[1] and ssh[0] <= high:
-            yield f"{ports} meets {_text(ssh)}, which lead to ssh; choose another, or fewer `ssh` in the nat line"
-    if (
-        forward.where
-        and forward.where not in HOST_ONLY
-        and (not nat or forward.where not in (nat.uplink, str(nat.address)))
-    ):
+            yield f"{ports} meets {range_text(ssh)}, which lead to ssh; choose another, or fewer `ssh` in the nat line"
+    if forward.where and not forward.host_only and (not nat or forward.where not in (nat.uplink, str(nat.address))):
         known = f"{nat.uplink}, {nat.address}, " if nat else ""
         yield f"{forward.where!r} is not where VFR meets the LAN; a forward may be on {known}lo or 127.0.0.1"
     taken = sorted(port for protocol, port in listeners if protocol == forward.protocol and low <= port <= high)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from vfr.policy.kinds import Kinds, Side, Who, Words, each
 from vfr.policy.kinds import Side as Reach
 from vfr.policy.kinds import side as reach
-from vfr.policy.language import ForwardRule
+from vfr.policy.language import ForwardRule, range_text
 from vfr.policy.rules import DOM0, INTERNET, LAN, WITH_PORTS, Rule, RuleSet
 from vfr.policy.spans import (
     ALL,
@@ -33,7 +33,6 @@ from vfr.policy.spans import (
     words,
 )
 
-HOST_ONLY = ("lo", "127.0.0.1")
 SHOWN = 200  # lines of a difference that are printed
 CHANGES_MOST = 1000  # that are put in words
 QUESTIONS_MOST = 1_000_000  # about two kinds each
@@ -103,7 +102,7 @@ class ForwardChange:
 
     def __str__(self) -> str:
         place = "host" if self.host_only else "LAN"
-        lead = f"{place} port {self.protocol} {_range(self.outside)} -> {self.domain}:{_range(self.inside)}"
+        lead = f"{place} port {self.protocol} {range_text(self.outside)} -> {self.domain}:{range_text(self.inside)}"
         return f"{self.sign} {lead}{f'; {self.note}' if self.note else ''}"
 
 
@@ -140,7 +139,7 @@ class Door:
 
     def __str__(self) -> str:
         place = "host" if self.host_only else "LAN"
-        way = f"{place} port {self.protocol} {_range(self.outside)} -> {_range(self.inside)}"
+        way = f"{place} port {self.protocol} {range_text(self.outside)} -> {range_text(self.inside)}"
         return f"{self.who}, by {way}{_more(self.outcome)}   ({self.rule})"
 
 
@@ -152,10 +151,6 @@ class Exposed:
     inside: tuple[Permitted, ...] = ()
     doors: tuple[Door, ...] = ()
     notes: tuple[str, ...] = ()
-
-
-def _range(pair: tuple[int, int]) -> str:
-    return f"{pair[0]}" if pair[0] == pair[1] else f"{pair[0]}-{pair[1]}"
 
 
 def _more(outcome: str) -> str:
@@ -591,17 +586,13 @@ def difference(
 # Forwards
 
 
-def _is_host_only(forward: ForwardRule) -> bool:
-    return forward.where in HOST_ONLY
-
-
 def _led(forwards: Forwards, nat: bool, leads: dict[tuple[str, int], int]) -> dict[tuple[str, bool], list[Piece]]:
     """By protocol and place, which outside ports lead where: to a number of (domain, distance of the ports)."""
     claims: dict[tuple[str, bool], list[tuple[int, Spans]]] = {}
     for forward in forwards:
-        if nat or _is_host_only(forward):
+        if nat or forward.host_only:
             lead = leads.setdefault((forward.domain, forward.inside[0] - forward.outside[0]), len(leads))
-            claims.setdefault((forward.protocol, _is_host_only(forward)), []).append((lead, (forward.outside,)))
+            claims.setdefault((forward.protocol, forward.host_only), []).append((lead, (forward.outside,)))
     return {key: winners(claimed) for key, claimed in claims.items()}
 
 
@@ -678,7 +669,7 @@ class _Exposure:
                 yield place, Permitted(who, Who((self.name,)), words(spans), _said(label.after), where, text)
 
     def _doors(self, forward: ForwardRule) -> Iterator[Door]:
-        host_only, away = _is_host_only(forward), forward.inside[0] - forward.outside[0]
+        host_only, away = forward.host_only, forward.inside[0] - forward.outside[0]
         if not host_only and not self.nat:
             return
         mine = self.world.kinds.dom0 if host_only else self.world.kinds.remote
@@ -698,8 +689,8 @@ class _Exposure:
     def _dead_ends(self) -> Iterator[str]:
         """Forwards that somebody may take for open, or for the LAN's."""
         for forward in self.forwards:
-            host_only, ports = _is_host_only(forward), words(self._ports(forward))
-            lead = f"{'host' if host_only else 'LAN'} port {forward.protocol} {_range(forward.outside)}"
+            host_only, ports = forward.host_only, words(self._ports(forward))
+            lead = f"{'host' if host_only else 'LAN'} port {forward.protocol} {range_text(forward.outside)}"
             if host_only:
                 yield f"{lead} leads here from the host itself only, not from the LAN"
             elif not self.nat:
@@ -711,7 +702,7 @@ class _Exposure:
 
     def _no_ways(self) -> Iterator[str]:
         """Rules that let the LAN in where it has no way; not those that say `any`, which mean others as well."""
-        reached = merged(span for f in self.forwards if self.nat and not _is_host_only(f) for span in self._ports(f))
+        reached = merged(span for f in self.forwards if self.nat and not f.host_only for span in self._ports(f))
         let_in: dict[int, Spans] = {}
         for label, spans in self.far:
             let_in[label.place] = merged((*let_in.get(label.place, ()), *spans))

@@ -124,8 +124,7 @@ class Contents:
         return replace(self, domains=tuple(d for d in self.domains if d.name not in names), returned=(*kept, *gone))
 
 
-def _nat(text: str) -> Nat:
-    raw = json.loads(text)
+def _nat(raw: dict[str, Any]) -> Nat:
     return Nat(
         raw["uplink"],
         IPv4Address(raw["address"]),
@@ -135,9 +134,8 @@ def _nat(text: str) -> Nat:
     )
 
 
-def _rules(text: str) -> Rules:
+def _rules(raw: dict[str, Any]) -> Rules:
     """Of a version before 4, it is to be read anew (lines and numbers are missing)."""
-    raw = json.loads(text)
     return Rules(
         raw["file"],
         raw["text"],
@@ -182,8 +180,8 @@ def from_text(text: str) -> Contents:
     raw = json.loads(text)
     return Contents(
         tuple(map(_domain, raw["domains"])),
-        _nat(json.dumps(raw["nat"])) if "nat" in raw else None,
-        _rules(json.dumps(raw["rules"])) if "rules" in raw else None,
+        _nat(raw["nat"]) if "nat" in raw else None,
+        _rules(raw["rules"]) if "rules" in raw else None,
         Timers(**raw["timers"]),
     )
 
@@ -255,8 +253,8 @@ class Registry:
         columns = [f.name for f in fields(Domain)]
         return Contents(
             tuple(_domain(dict(zip(columns, row, strict=True))) for row in rows),
-            _nat(settings["nat"]) if "nat" in settings else None,
-            _rules(settings["rules"]) if "rules" in settings else None,
+            _nat(json.loads(settings["nat"])) if "nat" in settings else None,
+            _rules(json.loads(settings["rules"])) if "rules" in settings else None,
             Timers(**json.loads(settings["timers"])) if "timers" in settings else Timers(),
             returned,
             Pending(**json.loads(settings["pending"])) if "pending" in settings else None,

@@ -106,7 +106,7 @@ def forward_statuses(contents: Contents) -> tuple[ForwardStatus, ...]:
         found.append(ForwardStatus(FORWARD_BASE + x, str(POOL[x]), forwards.SSH, by_address.get(POOL[x])))
     for f in contents.rules.forwards if contents.rules else ():
         address, (low, high) = by_name.get(f.domain), f.outside
-        on = "host" if f.where in forwards.HOST_ONLY else "lan"
+        on = "host" if f.host_only else "lan"
         found.append(ForwardStatus(low, address, f.inside[0], f.domain, f.protocol, high - low + 1, on))
     return tuple(found)
 

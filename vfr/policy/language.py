@@ -54,6 +54,14 @@ class RuleError(VfrError):
         super().__init__(shown)
 
 
+HOST_ONLY = ("lo", "127.0.0.1")
+
+
+def range_text(pair: tuple[int, int]) -> str:
+    """`80`, or `80-90`."""
+    return f"{pair[0]}" if pair[0] == pair[1] else f"{pair[0]}-{pair[1]}"
+
+
 @dataclass(frozen=True, slots=True)
 class ForwardRule:
     """`forward tcp 8000-8010 -> web 9000-9010 on eth0`: outside ports that lead to a domain's. `where` is the uplink or
@@ -75,11 +83,16 @@ class ForwardRule:
             if low > high:
                 raise ValueError(f"port range {low}-{high} ends before it starts")
         if self.outside[1] - self.outside[0] != self.inside[1] - self.inside[0]:
-            raise ValueError(f"{_range(self.outside)} and {_range(self.inside)} are not of the same length")
+            raise ValueError(f"{range_text(self.outside)} and {range_text(self.inside)} are not of the same length")
+
+    @property
+    def host_only(self) -> bool:
+        """Whether it is for the host itself, and not for the LAN."""
+        return self.where in HOST_ONLY
 
     def __str__(self) -> str:
-        words = ["forward", self.protocol, _range(self.outside), "->", self.domain]
-        words += [_range(self.inside)] if self.inside != self.outside else []
+        words = ["forward", self.protocol, range_text(self.outside), "->", self.domain]
+        words += [range_text(self.inside)] if self.inside != self.outside else []
         words += ["on", self.where] if self.where else []
         words += [f'comment "{self.comment}"'] if self.comment else []
         return " ".join(words)
@@ -101,7 +114,7 @@ class NatLine:
         for word, value in (("address", self.address), ("ports-per-domain", self.ports_per_domain)):
             words += [word, str(value)] if value is not None else []
         for word, pair in (("ports", self.ports), ("ssh", self.ssh)):
-            words += [word, _range(pair)] if pair else []
+            words += [word, range_text(pair)] if pair else []
         return " ".join(words)
 
 
@@ -140,10 +153,6 @@ class Document:
         domains = ["domain none"] if self.domains == () else [str(d) for d in self.domains or ()]
         lines = [*([str(self.nat)] if self.nat else []), *domains, *map(str, self.forwards)]
         return "".join(f"{line}\n" for line in lines) + str(self.rules)
-
-
-def _range(pair: tuple[int, int]) -> str:
-    return f"{pair[0]}" if pair[0] == pair[1] else f"{pair[0]}-{pair[1]}"
 
 
 class _At(ValueError):
@@ -344,7 +353,7 @@ class _Builder:
             high, where = before.get(line.protocol, (0, token))
             if line.outside[0] <= high:
                 first, later = sorted((where, token), key=lambda t: t.start_pos or 0)
-                ports = _range(line.outside)
+                ports = range_text(line.outside)
                 raise _At(later, f"{line.protocol} port {ports} is forwarded already in line {first.line}")
             before[line.protocol] = (line.outside[1], token)
 
