@@ -17,7 +17,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -590,9 +590,13 @@ class Router:
             stay = {line.name for line in document.domains if _is_as_before(line, before)}
             after = after.without({d.name for d in before.domains} - stay)
         if document.nat:
-            after = replace(after, nat=self._declared_nat(document.nat, after))
-        for line in document.domains or ():
-            after = self._declared_domain(line, after, registry, before.domains)
+            with _told_at(rules, document.nat_line):
+                after = replace(after, nat=self._declared_nat(document.nat, after))
+        for at, line in zip(
+            document.domain_lines, document.domains or (), strict=False
+        ):  # `domain none` is a line, too
+            with _told_at(rules, at):
+                after = self._declared_domain(line, after, registry, before.domains)
         if after.is_empty and not before.is_empty:
             raise ConflictError(
                 f"{name} leaves nothing; to take all down, run `vfr domain remove` and `vfr nat disable`"
@@ -752,6 +756,17 @@ class Router:
             made = compile_rules(rules, slots_of(contents), lan_of(contents.nat), numbers)
             self._policies[known] = replace(made, digest=known)
         return self._policies[known]
+
+
+@contextmanager
+def _told_at(rules: Rules, line: int) -> Iterator[None]:
+    """What is wrong with a statement of a file is told with its place."""
+    from vfr.policy import RuleError
+
+    try:
+        yield
+    except (UsageError, ConflictError) as error:
+        raise RuleError(rules.file, line, 1, str(error), rules.text.splitlines()[line - 1]) from None
 
 
 def _sysfs(path: Path) -> str | None:

@@ -122,7 +122,13 @@ def _spliced(file: str, text: str, before: Rules, taken: Container[int]) -> tupl
         *((n + shift, m) for n, m in ruling.items() if n > old_end),
     ]
     places = tuple((lines_at[line - 1], column) for line, column in declared.places)
-    document = replace(declared, places=places, rules=replace(fresh.rules, lines=(), file=file))
+    document = replace(
+        declared,
+        places=places,
+        domain_lines=tuple(lines_at[line - 1] for line in declared.domain_lines),
+        nat_line=lines_at[declared.nat_line - 1] if declared.nat else 0,
+        rules=replace(fresh.rules, lines=(), file=file),
+    )
     words = {word for rule in fresh.rules.rules for word in (*rule.openers, *rule.targets)}
     names = {word for word in words if word not in before.defined and not looks_like_address(word)}
     made = replace(

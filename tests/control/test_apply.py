@@ -168,7 +168,7 @@ def test_forwards_lead_from_the_lan_and_from_the_host(host: Host, tmp_path: Path
         ("forward tcp 8080-8090 -> a", "forwarded already in line 6"),
         ("forward tcp 5555 -> a", "a program of the host listens on tcp port 5555"),
         ("group a = b", "'a' is a domain, and a group"),
-        ("domain c netns nowhere", "there is no network namespace 'nowhere'"),
+        ("domain c netns nowhere", "office.rules:12:1: there is no network namespace 'nowhere'"),
         ("domain c netns ta-c address 169.254.1.3", "belongs to the domain 'b'"),
         ("allow a -> b tcp 80-70", "office.rules:12:18: port range 80-70 ends before it starts"),
         ("allow any -> any tcp 99999", "port 99999 is beyond 65535"),

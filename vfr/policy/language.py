@@ -140,7 +140,8 @@ class DomainLine:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """All that a file says. `domains` is None if it says nothing of domains, () if there are to be none."""
+    """All that a file says. `domains` is None if it says nothing of domains, () if there are to be none. Where things
+    stand is not part of it."""
 
     rules: RuleSet = field(default_factory=RuleSet)
     forwards: tuple[ForwardRule, ...] = ()
@@ -148,6 +149,7 @@ class Document:
     domains: tuple[DomainLine, ...] | None = None
     places: tuple[tuple[int, int], ...] = field(default=(), compare=False)  # line and column of each forward
     domain_lines: tuple[int, ...] = field(default=(), compare=False)
+    nat_line: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
         domains = ["domain none"] if self.domains == () else [str(d) for d in self.domains or ()]
@@ -331,6 +333,7 @@ class _Builder:
             () if none else tuple(line for line, _ in self.domains) or None,
             tuple((token.line or 1, token.column or 1) for _, token in self.forwards),
             tuple(token.line or 1 for _, token in self.domains),
+            (self.nats[0][1].line or 1) if self.nats else 0,
         )
 
     def _check_members(self, kind: str, members: Sequence[Token]) -> None:
