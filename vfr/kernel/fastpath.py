@@ -543,13 +543,16 @@ class Fastpath:
         the new have in common is neither written nor deleted.
         """
         self._set_digest("")
-        old_sets, old_remotes, old_rules = self._sets(), self._remotes(), self.rules()
+        old_sets, old_remotes = self._sets(), self._remotes()
+        old_rules = self._rules_of(old_sets)
         self._write_rules(policy.rules, old_rules)
         numbers = self._write_sets(policy, old_sets)
         version = self._write_remotes(policy, old_remotes)
         self._swap_pairs(policy, numbers, version)
         self._next_policy_number()
-        self._forget_old(old_sets, set(numbers.values()), version, old_rules - policy.rules.keys())
+        self._forget_sets(old_sets, set(numbers.values()))
+        self._forget_remotes(old_remotes, version)
+        self._clear_rules(old_rules - policy.rules.keys())
         self._set_digest(policy.digest)
 
     def amend_policy(self, patch: Patch) -> None:
@@ -567,10 +570,7 @@ class Fastpath:
         old = self._patch_rows(rows, patch, numbers)
         self._swap(rows)
         self._next_policy_number()
-        held = _numbers(rows, False)
-        self._maps["port_sets"].delete_many(
-            _ports_key(number, entry) for number, entries in old.items() if number not in held for entry in entries
-        )
+        self._forget_sets(old, _numbers(rows, False))
         self._clear_rules(patch.gone)
         self._set_digest(patch.digest)
 
@@ -598,6 +598,9 @@ class Fastpath:
 
     def rules(self) -> frozenset[int]:
         """The numbers of the rules that the tables lead to."""
+        return self._rules_of(self._sets())
+
+    def _rules_of(self, sets: Mapping[int, tuple[Entry, ...]]) -> frozenset[int]:
         inner = self.inner("policy", 0)
         if inner is None:
             return frozenset()
@@ -605,7 +608,7 @@ class Fastpath:
             rows = dict(inner.rows())
         finally:
             inner.close()
-        return frozenset(_numbers(rows, True) | {_from_u32(rule) for _, rule in self._maps["port_sets"].rows()})
+        return frozenset(_numbers(rows, True) | {entry[4] for entries in sets.values() for entry in entries})
 
     def _sets(self) -> dict[int, tuple[Entry, ...]]:
         """Number -> what the set has, as it is in the kernel."""
@@ -675,7 +678,8 @@ class Fastpath:
         self._swap({bytes(_abi.PairKey(*pair)): bytes(_abi.Pair(*row)) for pair, row in rows.items()})
 
     def _swap(self, rows: Mapping[bytes, bytes]) -> None:
-        """Puts a new table of pairs in the place of the one in force."""
+        """Puts a new table of pairs in the place of the one in force. The kernel comes back when no program can be
+        looking at the old one any more (synchronize_rcu, as for every map in a map)."""
         spec = _abi.MAPS["policy"].inner
         assert spec is not None
         fd = bpf.create_map(spec.type, spec.key_size, spec.value_size, len(rows), spec.flags, "policy")
@@ -686,16 +690,20 @@ class Fastpath:
         finally:
             pairs.close()
 
-    def _forget_old(
-        self, old: Mapping[int, tuple[Entry, ...]], kept: Container[int], version: int, gone: Iterable[int]
-    ) -> None:
-        """Deletes what only the old policy had; nobody looks there any more."""
+    def _forget_sets(self, old: Mapping[int, tuple[Entry, ...]], kept: Container[int]) -> None:
+        """Deletes what only the old policy had. No program looks there any more: the swap has waited for that."""
         self._maps["port_sets"].delete_many(
             _ports_key(number, entry) for number, entries in old.items() if number not in kept for entry in entries
         )
-        remotes = self._maps["remotes"]
-        remotes.delete_many(key for key, _ in remotes.rows() if _parse(_abi.RemoteKey, key).policy != version)
-        self._clear_rules(gone)
+
+    def _forget_remotes(self, old: Mapping[int, frozenset[Remote]], kept: int) -> None:
+        """The same, of blocks."""
+        self._maps["remotes"].delete_many(
+            bytes(_abi.RemoteKey(32 + length, version, address))
+            for version, rows in old.items()
+            if version != kept
+            for address, length, _, _ in rows
+        )
 
     def _clear_rules(self, numbers: Iterable[int]) -> None:
         empty = bytes(ctypes.sizeof(_abi.Rule))
