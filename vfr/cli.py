@@ -6,13 +6,14 @@ import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from vfr import flows as flowing
 from vfr.confirming import seconds
 from vfr.doctor import has_problem
 from vfr.errors import ConflictError, UsageError, VfrError
@@ -313,6 +314,50 @@ def stats(
             _show([asdict(rule) for rule in router.rule_stats()], json, _show_rule_stats)
             return
         _show(router.stats(name), json, _show_stats)
+
+
+@app.command()
+def flows(
+    name: Annotated[str | None, typer.Argument(help="A domain or dom0, at either end [all].")] = None,
+    proto: Annotated[str | None, typer.Option(help="tcp, udp, icmp or a number.")] = None,
+    state: Annotated[str | None, typer.Option(help=f"TCP's: {', '.join(flowing.STATES.values())}.")] = None,
+    remote: Annotated[str | None, typer.Option(help="The other end's address, or a block of them.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port that the opener asked for.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Show so many at the most.", min=1)] = None,
+    count: Annotated[bool, typer.Option("--count", help="Only say how many.")] = False,
+    rules: Annotated[bool, typer.Option("--rules", help="With the rule that lets each begin.")] = False,
+    json: Json = False,
+) -> None:
+    """Show the living conversations: who opened them, their state, how long they have been silent and still may be."""
+    which = flowing.wanted(name, proto, state, remote, port)
+    with Router() as router:
+        found = router.flows(which, limit, rules)
+        if count:
+            total = sum(1 for _ in found)
+            _show({"count": total}, json, lambda _: print(total))
+        elif json:
+            _stream_json(found)
+        else:
+            _stream_flows(found, limit)
+
+
+def _stream_json(found: Iterable[flowing.Flow]) -> None:
+    """One array, a line for each: it may be longer than memory."""
+    start = "[\n"
+    for flow in found:
+        print(start + _line(asdict(flow)), end="")
+        start = ",\n"
+    print("[]" if start == "[\n" else "\n]")
+
+
+def _stream_flows(found: Iterable[flowing.Flow], limit: int | None) -> None:
+    total = 0
+    print(flowing.HEAD)
+    for flow in found:
+        print(flowing.line(flow))
+        total += 1
+    more = ", and perhaps more: --limit" if total == limit else ""
+    print(f"{total} conversation{'' if total == 1 else 's'}{more}")
 
 
 def _show_findings(answer: list[dict[str, Any]]) -> None:

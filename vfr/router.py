@@ -19,11 +19,13 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import lru_cache
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vfr import confirming, forwards, mark
+from vfr import flows as flowing
 from vfr import instance as instances
 from vfr import reach as reaching
 from vfr._abi import Limit
@@ -50,15 +52,25 @@ from vfr.errors import ConflictError, KernelError, UsageError, VfrError
 from vfr.forwards import POOL
 from vfr.own import forwards_to, lan_lost, may_reach_dom0
 from vfr.policy.amend import Book
-from vfr.policy.rules import rule_text
+from vfr.policy.rules import Traffic, rule_text
 from vfr.registry import Contents, Domain, Nat, Registry, Rules, locked, read_only
 from vfr.ruling import RULES_AT_ONCE, changes, definitions, ruled, rules_at
 from vfr.settings import Limits, Timers
-from vfr.status import DomainStatus, Event, ForwardStatus, Names, NatStatus, RuleStatus, forward_statuses
+from vfr.status import (
+    DomainStatus,
+    Event,
+    ForwardStatus,
+    Names,
+    NatStatus,
+    RuleStatus,
+    forward_statuses,
+    rules_by_number,
+)
 from vfr.wanted import forward_rules, lan_of, policy_digest, reached, rules_of, seats, slots_of, wanted
 
 if TYPE_CHECKING:
     from vfr.explain import Explanation
+    from vfr.flows import Flow
     from vfr.kernel.host import Host
     from vfr.plan import Actual, Change
     from vfr.policy import CompiledPolicy
@@ -251,6 +263,43 @@ class Router:
                 yield names.event(e)
         finally:
             host.close()
+
+    def flows(self, which: flowing.Wanted, limit: int | None = None, rules: bool = False) -> Iterator[Flow]:
+        """The living conversations, domain 0's first, then by domain and remote; read while they are asked for. With
+        `rules`, each with the rule that would let it begin now. UsageError if nobody has the name."""
+        contents = self._contents()
+        names = {0: "dom0", **{d.slot: d.name for d in contents.domains}}
+        if which.name is not None and which.name not in names.values():
+            raise no_such(which.name, contents)
+        if contents.is_empty:
+            return iter(())
+        _check_root("nobody else may look into the fastpath")
+        return self._flows(names, which, limit, self._deciding(contents) if rules else None)
+
+    def _flows(
+        self, names: dict[int, str], which: flowing.Wanted, limit: int | None, rules: flowing.Rules | None
+    ) -> Iterator[Flow]:
+        from vfr.kernel import seeing
+        from vfr.kernel.host import Host
+
+        host = Host(self._instance)
+        try:
+            if host.is_loaded:
+                yield from seeing.flows(host.fastpath, names, which, limit, rules)
+        finally:
+            host.close()
+
+    def _deciding(self, contents: Contents) -> flowing.Rules:
+        """Asks the rules that are in force about a conversation."""
+        policy, numbers = self._policy_of(contents), rules_by_number(contents)
+
+        @lru_cache(maxsize=1 << 16)
+        def ask(asked: flowing.Asked) -> tuple[str | None, str | None]:
+            traffic = Traffic(asked.protocol, asked.port)
+            number = policy.deciding(asked.opener, asked.target, traffic, asked.remote)
+            return numbers.get(number or 0, (None, None))
+
+        return ask
 
     def doctor(self) -> tuple[Finding, ...]:
         """What on this host is in VFR's way, or is thought to be and is not: `vfr doctor`. Works without a router, and

@@ -111,6 +111,16 @@ def forward_statuses(contents: Contents) -> tuple[ForwardStatus, ...]:
     return tuple(found)
 
 
+def rules_by_number(contents: Contents) -> dict[int, tuple[str, str]]:
+    """Number -> (the rule, file and line)."""
+    rules = contents.rules or Rules("", "")
+    lines = rules.text.splitlines()
+    return {
+        number: (rule_text(lines[line - 1]), f"{rules.file}:{line}")
+        for line, number in zip(rules.lines, rules.numbers, strict=True)
+    }
+
+
 class Names:
     """What the numbers in events stand for. Read again when one is unknown: the router changes while we listen."""
 
@@ -122,12 +132,7 @@ class Names:
         contents = read_only(self._registry)
         self._rows = {0: "dom0", int(Limit.ROW_LAN): "lan", int(Limit.ROW_UNKNOWN): "unknown"}
         self._rows.update({d.slot: d.name for d in contents.domains})
-        rules = contents.rules or Rules("", "")
-        lines = rules.text.splitlines()
-        self._rules = {
-            number: (rule_text(lines[line - 1]), f"{rules.file}:{line}")
-            for line, number in zip(rules.lines, rules.numbers, strict=True)
-        }
+        self._rules = rules_by_number(contents)
 
     def event(self, e: abi.Event) -> Event:
         if e.row not in self._rows or (e.rule and e.rule not in self._rules):

@@ -216,6 +216,7 @@ def map_fd_by_id(number: int) -> int:
 
 
 _BATCH = 1 << 14
+_WALK = 1 << 11  # more than one bucket of a hash ever has: the kernel hands over whole buckets
 _NOT_ZERO = re.compile(rb"[^\0]")
 
 
@@ -343,6 +344,24 @@ class Map:
             found += [(raw[i * k : i * k + k], seen[i * v : i * v + v]) for i in range(attr.count)]
             attr.in_batch = ctypes.addressof(cursor)
         return found
+
+    def walk(self) -> Iterator[bytes]:
+        """All keys with their values, each pair in one piece, thousands to a system call. For hashes that are written
+        meanwhile: what stays is seen once, what comes or goes may or may not be."""
+        k, v, room = self.key_size, self.value_size, _WALK
+        cursor = ctypes.create_string_buffer(max(k, 8))
+        keys, values = ctypes.create_string_buffer(room * k), ctypes.create_string_buffer(room * v)
+        attr = _Batch(keys=ctypes.addressof(keys), values=ctypes.addressof(values), map_fd=self.fd)
+        result = 0
+        while result >= 0:
+            attr.count, attr.out_batch = room, ctypes.addressof(cursor)
+            result = _call(MAP_LOOKUP_BATCH, attr)
+            if result < 0 and result != -errno.ENOENT:
+                raise KernelError(f"reading the map {self.name}", -result)
+            raw = ctypes.string_at(attr.keys, attr.count * k)
+            seen = ctypes.string_at(attr.values, attr.count * v)
+            yield from (raw[i * k : i * k + k] + seen[i * v : i * v + v] for i in range(attr.count))
+            attr.in_batch = ctypes.addressof(cursor)
 
     def dump(self) -> list[tuple[int, bytes]]:
         """The rows of an array that are not all zeros, read in one system call. Not for maps in maps: see

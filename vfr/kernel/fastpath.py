@@ -493,6 +493,18 @@ class Fastpath:
         fd = bpf.map_fd_by_id(_from_u32(number))
         return bpf.Map(fd, name, spec.key_size, spec.value_size, spec.max_entries)
 
+    def conversations(self, slot: int, inbound: bool) -> Iterator[tuple[_abi.SessionKey, _abi.Session]]:
+        """What a slot's table has, the expired among it, in the order of remotes; made as they are asked for."""
+        inner = self.inner("inbound" if inbound else "sessions", slot)
+        if inner is None:
+            return
+        try:
+            rows = sorted(inner.walk())
+        finally:
+            inner.close()
+        for raw in rows:
+            yield _parse(_abi.SessionKey, raw), _abi.Session.from_buffer_copy(raw, inner.key_size)
+
     # Outside ports
 
     def forwards(self) -> frozenset[Forward]:
