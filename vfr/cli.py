@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from vfr import flows as flowing
+from vfr import top as topping
 from vfr.confirming import seconds
 from vfr.doctor import has_problem
 from vfr.errors import ConflictError, UsageError, VfrError
@@ -345,7 +348,7 @@ def _stream_json(found: Iterable[flowing.Flow]) -> None:
     """One array, a line for each: it may be longer than memory."""
     start = "[\n"
     for flow in found:
-        print(start + _line(asdict(flow)), end="")
+        print(start + _line({name: getattr(flow, name) for name in flowing.Flow.__slots__}), end="")
         start = ",\n"
     print("[]" if start == "[\n" else "\n]")
 
@@ -358,6 +361,43 @@ def _stream_flows(found: Iterable[flowing.Flow], limit: int | None) -> None:
         total += 1
     more = ", and perhaps more: --limit" if total == limit else ""
     print(f"{total} conversation{'' if total == 1 else 's'}{more}")
+
+
+@app.command()
+def top(
+    interval: Annotated[float, typer.Option(help="Seconds from one look to the next.")] = 2.0,
+    sort: Annotated[str, typer.Option(help=f"What the first has most of: {', '.join(topping.SORTS)}.")] = "out",
+    rows: Annotated[int | None, typer.Option(help="Show so many [what the terminal has room for; all].", min=1)] = None,
+    count: Annotated[int | None, typer.Option(help="End after so many looks.", min=1)] = None,
+    once: Annotated[bool, typer.Option("--once", help="The same as --count 1.")] = False,
+    json: Json = False,
+) -> None:
+    """Show what goes on: per domain, packets and bits a second, conversations, drops and limits hit. With --json, a line
+    for each look."""
+    live = sys.stdout.isatty() and not json and not once
+    with Router() as router, contextlib.suppress(KeyboardInterrupt):
+        most = rows or (max(shutil.get_terminal_size().lines - 3, 1) if live else None)
+        looks = itertools.islice(router.top(interval, sort, most), 1 if once else count)
+        if live:
+            _live(looks)
+            return
+        for look in looks:
+            answer = {"interval_s": look.all[0].interval_s, "rows": [asdict(row) for row in look.shown]}
+            print(_line(answer) if json else "\n".join(topping.lines(look)), flush=True)
+
+
+def _live(looks: Iterable[topping.Look]) -> None:
+    """One look in the place of the last, what is over a limit in bold."""
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(Text("looking ..."), auto_refresh=False, screen=True) as screen:
+        for look in looks:
+            text = Text(no_wrap=True, overflow="crop")
+            marked = [False, False, *(bool(row.limits) for row in look.shown)]
+            for number, (row, hit) in enumerate(zip(topping.lines(look), marked, strict=True)):
+                text.append(f"{row}\n", style="reverse" if number == 1 else "bold red" if hit else "")
+            screen.update(text, refresh=True)
 
 
 def _show_findings(answer: list[dict[str, Any]]) -> None:

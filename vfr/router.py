@@ -16,6 +16,7 @@ import errno
 import os
 import platform
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -66,6 +67,7 @@ from vfr.status import (
     forward_statuses,
     rules_by_number,
 )
+from vfr.top import check_sort
 from vfr.wanted import forward_rules, lan_of, policy_digest, reached, rules_of, seats, slots_of, wanted
 
 if TYPE_CHECKING:
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from vfr.policy.amend import Patch
     from vfr.policy.language import DomainLine, NatLine
     from vfr.reach import Exposed
+    from vfr.top import Look
 
 SHIPPED_RULES = Path(__file__).resolve().parent.parent / "rules"
 
@@ -300,6 +303,42 @@ class Router:
             return numbers.get(number or 0, (None, None))
 
         return ask
+
+    def top(self, interval_s: float, by: str = "out", most: int | None = None) -> Iterator[Look]:
+        """What becomes of packets, look after look, `interval_s` seconds apart: the `most` busiest `by` one of
+        vfr.top.SORTS, with their conversations counted. Never ends. UsageError if there is no router."""
+        check_sort(by)
+        if not 0.1 <= interval_s <= 3600:
+            raise UsageError(f"--interval {interval_s:g} is out of range; it takes 0.1 to 3600 seconds")
+        if self._contents().is_empty:
+            raise UsageError("there is nothing to see: no domains, and NAT is off")
+        _check_root("nobody else may look into the fastpath")
+        return self._looks(interval_s, by, most)
+
+    def _looks(self, interval_s: float, by: str, most: int | None) -> Iterator[Look]:
+        from vfr.kernel import seeing
+        from vfr.kernel.host import Host
+
+        host = Host(self._instance)
+        try:
+            if not host.is_loaded:
+                raise VfrError("the fastpath is not loaded; any command that changes something repairs it")
+            counters = seeing.Counters(host.fastpath)
+            before = counters.read(self._row_names())
+            while True:
+                time.sleep(interval_s)
+                names = self._row_names()
+                after = counters.read(names)
+                slots = {name: row for row, name in names.items() if row < Limit.SLOTS}
+                yield seeing.look(host.fastpath, slots, before, after, by, most)
+                before = after
+        finally:
+            host.close()
+
+    def _row_names(self) -> dict[int, str]:
+        """What rows of counters are called, as the router is now."""
+        rows = {0: "dom0", int(Limit.ROW_LAN): "lan", int(Limit.ROW_UNKNOWN): "unknown"}
+        return rows | {d.slot: d.name for d in read_only(self._instance.registry).domains}
 
     def doctor(self) -> tuple[Finding, ...]:
         """What on this host is in VFR's way, or is thought to be and is not: `vfr doctor`. Works without a router, and

@@ -345,9 +345,9 @@ class Map:
             attr.in_batch = ctypes.addressof(cursor)
         return found
 
-    def walk(self) -> Iterator[bytes]:
-        """All keys with their values, each pair in one piece, thousands to a system call. For hashes that are written
-        meanwhile: what stays is seen once, what comes or goes may or may not be."""
+    def batches(self) -> Iterator[tuple[int, bytes, bytes]]:
+        """(how many, their keys, their values), thousands to a system call. For hashes that are written meanwhile: what
+        stays is seen once, what comes or goes may or may not be."""
         k, v, room = self.key_size, self.value_size, _WALK
         cursor = ctypes.create_string_buffer(max(k, 8))
         keys, values = ctypes.create_string_buffer(room * k), ctypes.create_string_buffer(room * v)
@@ -358,10 +358,32 @@ class Map:
             result = _call(MAP_LOOKUP_BATCH, attr)
             if result < 0 and result != -errno.ENOENT:
                 raise KernelError(f"reading the map {self.name}", -result)
-            raw = ctypes.string_at(attr.keys, attr.count * k)
-            seen = ctypes.string_at(attr.values, attr.count * v)
-            yield from (raw[i * k : i * k + k] + seen[i * v : i * v + v] for i in range(attr.count))
+            yield attr.count, ctypes.string_at(attr.keys, attr.count * k), ctypes.string_at(attr.values, attr.count * v)
             attr.in_batch = ctypes.addressof(cursor)
+
+    def walk(self) -> Iterator[bytes]:
+        """All keys with their values, each pair in one piece, of the same."""
+        k, v = self.key_size, self.value_size
+        for count, keys, values in self.batches():
+            yield from (keys[i * k : i * k + k] + values[i * v : i * v + v] for i in range(count))
+
+    def places(self, first: int, count: int) -> bytes:
+        """The values of some places of an array, one after the other, in one system call."""
+        before, after = ctypes.c_uint32(first - 1), ctypes.c_uint32()
+        keys, values = (ctypes.c_uint32 * count)(), ctypes.create_string_buffer(count * self.value_size)
+        attr = _Batch(
+            in_batch=ctypes.addressof(before) if first else 0,
+            out_batch=ctypes.addressof(after),
+            keys=ctypes.addressof(keys),
+            values=ctypes.addressof(values),
+            count=count,
+            map_fd=self.fd,
+        )
+        result = _call(MAP_LOOKUP_BATCH, attr)
+        if result < 0 and result != -errno.ENOENT:
+            raise KernelError(f"reading the map {self.name}", -result)
+        assert list(keys) == list(range(first, first + count)), (self.name, first, count, attr.count)
+        return values.raw
 
     def dump(self) -> list[tuple[int, bytes]]:
         """The rows of an array that are not all zeros, read in one system call. Not for maps in maps: see

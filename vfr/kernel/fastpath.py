@@ -49,6 +49,14 @@ _TABLES = ("sessions", "inbound", "mappings", "fragments")
 _LIMIT_FIELDS = {"fragments": "pieces"}
 _PER_CPU = ("counters", "offload")
 _NOTES = {"digest": (_DIGEST_SIZE, 1), "complete": (4, int(Limit.SLOTS)), "witnessed": (4, 1)}
+_VERDICTS_AT = _abi.Counters.by_verdict.offset
+# What a counters row has -> the first of its two words.
+_COUNTED = {name: getattr(_abi.Counters, name).offset // 8 for name in ("received", "errors")} | {
+    v.name: _VERDICTS_AT // 8 + 2 * v for v in Verdict if v not in (Verdict.CONTINUE, Verdict.VERDICTS)
+}
+_COUNTERS_AT_ONCE = 256  # rows: a few hundred kilobytes for each CPU
+_EXPIRES = struct.Struct(f"<Q{ctypes.sizeof(_abi.Session) - 8}x")
+assert _abi.Session.expires_ns.offset == 0, "_EXPIRES reads it there"
 _Row = TypeVar("_Row", bound=ctypes.Structure)
 
 
@@ -215,19 +223,13 @@ def _rule_words(row: _abi.Rule) -> tuple[int, ...]:
     return row.rank, row.per_s, row.action, row.log
 
 
-def _counts(raw: bytes) -> dict[str, tuple[int, int]]:
-    """Sums a counters row over its CPUs."""
+def counts(raw: bytes) -> dict[str, tuple[int, int]]:
+    """Sums a counters row over its CPUs: name of the verdict, or "received" or "errors" -> (packets, bytes)."""
     size = ctypes.sizeof(_abi.Counters)
-    rows = [_parse(_abi.Counters, raw[at : at + size]) for at in range(0, len(raw), size)]
-    found = {
-        name: (sum(getattr(r, name).packets for r in rows), sum(getattr(r, name).bytes for r in rows))
-        for name in ("received", "errors")
-    }
-    for verdict in Verdict:
-        if verdict is not Verdict.CONTINUE and verdict is not Verdict.VERDICTS:
-            counts = [r.by_verdict[verdict] for r in rows]
-            found[verdict.name] = (sum(c.packets for c in counts), sum(c.bytes for c in counts))
-    return {name: pair for name, pair in found.items() if pair[0]}
+    words = [sum(column) for column in zip(*struct.iter_unpack(f"<{size // 8}Q", raw), strict=True)]
+    if not words:
+        return {}
+    return {name: (words[at], words[at + 1]) for name, at in _COUNTED.items() if words[at]}
 
 
 class Fastpath:
@@ -741,7 +743,31 @@ class Fastpath:
 
     def counters(self, rows: Iterable[int]) -> dict[int, dict[str, tuple[int, int]]]:
         """Row (a slot, or Limit.ROW_*) -> name of the verdict, or "received" -> (packets, bytes)."""
-        return {row: _counts(self._maps["counters"].get(_u32(row)) or b"") for row in rows}
+        return {row: counts(self._maps["counters"].get(_u32(row)) or b"") for row in rows}
+
+    def raw_counters(self) -> Iterator[tuple[int, bytes]]:
+        """All rows of counters as they lie there, for `counts`, hundreds to a system call."""
+        table = self._maps["counters"]
+        for first in range(0, table.entries, _COUNTERS_AT_ONCE):
+            size, raw = table.value_size, table.places(first, min(_COUNTERS_AT_ONCE, table.entries - first))
+            for at in range(0, len(raw), size):
+                yield first + at // size, raw[at : at + size]
+
+    def living(self, slot: int, inbound: bool) -> int:
+        """How many conversations of a slot's table have not expired."""
+        inner = self.inner("inbound" if inbound else "sessions", slot)
+        if inner is None:
+            return 0
+        now = self.now_ns()
+        try:
+            return sum(expires > now for _, _, raw in inner.batches() for (expires,) in _EXPIRES.iter_unpack(raw))
+        finally:
+            inner.close()
+
+    def half_open(self, slot: int) -> tuple[int, int]:
+        """How many TCP conversations are half open, by its own count: those that it opened, and that the LAN did."""
+        row = _parse(_abi.Runtime, self._maps["runtime"].get(_u32(slot)) or b"")
+        return max(row.half_open, 0), max(row.half_open_inbound, 0)
 
     def reset_counters(self, slot: int) -> None:
         """Sets a slot's counters to zero, for its next tenant."""
