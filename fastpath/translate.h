@@ -113,6 +113,7 @@ __noinline enum vfr_verdict enter_session(__u32 slot, __u32 kind, const struct v
 {
 	struct vfr_session_key own_key;
 	struct vfr_session own;
+	struct vfr_runtime *r;
 	void *table;
 	int err;
 
@@ -131,6 +132,9 @@ __noinline enum vfr_verdict enter_session(__u32 slot, __u32 kind, const struct v
 		err = bpf_map_update_elem(table, &own_key, &own, BPF_ANY);
 	if (err)
 		return err == -E2BIG ? VFR_DROP_SESSIONS_FULL : VFR_DROP_KERNEL;
+	r = runtime_of(slot);
+	if (r)
+		__sync_fetch_and_add(&r->begun, 1);
 	return VFR_CONTINUE;
 }
 

@@ -387,7 +387,7 @@ struct vfr_runtime {
 	__s32 half_open;              /* TCP sessions in VFR_TCP_OPENING that it opened */
 	__s32 half_open_inbound;      /* and that the LAN opened to it */
 	__u32 untold;                 /* drops since the last event that nothing was said of */
-	__u32 zero;
+	__u32 begun;                  /* conversations that began in its tables, modulo 2^32 */
 };
 _Static_assert(sizeof(struct vfr_runtime) == 56, "vfr_runtime");
 

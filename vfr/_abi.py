@@ -423,7 +423,7 @@ class Runtime(ctypes.Structure):
         ("half_open", ctypes.c_int32),
         ("half_open_inbound", ctypes.c_int32),
         ("untold", ctypes.c_uint32),
-        ("zero", ctypes.c_uint32),
+        ("begun", ctypes.c_uint32),
     ]
 
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vfr.errors import UsageError
 
 Counts = Mapping[str, tuple[int, int]]  # verdict, "received" or "errors" -> (packets, bytes), since the domain began
 SORTS = ("name", "out", "in", "sessions", "drops", "limits")
 WIDTH = 80
+_ROUND = 1 << 32
 _LIMITS = ("DROP_TOO_FAST",)
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The counters at one time, in seconds; name -> counts."""
+    """The counters at one time, in seconds; name -> counts, and how many conversations have begun, modulo 2^32."""
 
     at: float
     counts: Mapping[str, Counts]
+    begun: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class Sessions:
 @dataclass(frozen=True, slots=True)
 class Row:
     """One domain, dom0, lan or unknown, over the interval: frames that came from it and that were delivered to it,
-    and by verdict those that were dropped; `limits` are the drops by which a quota or a rate was kept."""
+    and by verdict those that were dropped; `begun`
+    conversations, which it opened or the LAN opened to it; `limits` are the drops by which a quota or a rate was kept."""
 
     name: str
     interval_s: float
@@ -50,6 +53,7 @@ class Row:
     out_bytes: int
     in_packets: int
     in_bytes: int
+    begun: int = 0
     drops: Mapping[str, int] = field(default_factory=dict)
     limits: Mapping[str, int] = field(default_factory=dict)
     sessions: Sessions | None = None
@@ -105,7 +109,19 @@ def _row(name: str, interval_s: float, before: Counts, after: Counts) -> Row:
 def rows(before: Reading, after: Reading) -> list[Row]:
     """A row for each name of the later reading; who came in between began with nothing."""
     interval = max(after.at - before.at, 1e-9)
-    return [_row(name, interval, before.counts.get(name, {}), counts) for name, counts in after.counts.items()]
+    return [
+        replace(
+            _row(name, interval, before.counts.get(name, {}), counts),
+            begun=_begun(before.begun.get(name, 0), after.begun.get(name, 0)),
+        )
+        for name, counts in after.counts.items()
+    ]
+
+
+def _begun(before: int, after: int) -> int:
+    """How many more. Far fewer than before is a next owner's, who began at zero; the word itself goes round."""
+    more = (after - before) % _ROUND
+    return more if more < _ROUND // 2 else after
 
 
 def check_sort(word: str) -> None:
@@ -156,14 +172,15 @@ def _quota(sessions: Sessions | None) -> str:
     return f"{short(sessions.own.living)}/{short(sessions.own.most)}"
 
 
-HEAD = f"{'NAME':<14.14}{'OUT/s':>6}{'BIT/s':>6}{'IN/s':>6}{'BIT/s':>6}{'SESSIONS':>10}{'LAN':>5}{'DROP/s':>7} DROPPED"
+HEAD = f"{'NAME':<12}{'OUT/s':>6}{'BIT/s':>6}{'IN/s':>6}{'BIT/s':>6}{'NEW/s':>6}{'SESSIONS':>10}{'LAN':>5}{'DROP/s':>7} DROPPED"
 
 
 def line(row: Row) -> str:
     """A row in 80 columns. `!` marks what was over a limit; the numbers behind verdicts are packets."""
     per_s = [n / row.interval_s for n in (row.out_packets, 8 * row.out_bytes, row.in_packets, 8 * row.in_bytes)]
     inbound = row.sessions.inbound.living if row.sessions else None
-    text = f"{row.name:<13.13} " + "".join(f"{short(n):>6}" for n in per_s)
+    text = f"{row.name:<11.11} " + "".join(f"{short(n):>6}" for n in per_s)
+    text += f"{short(row.begun / row.interval_s):>6}" if row.sessions else f"{'-':>6}"
     text += f"{_quota(row.sessions):>10}{'-' if inbound is None else short(inbound):>5}"
     return f"{text}{short(row.dropped / row.interval_s):>7} {_why(row)}"[:WIDTH].rstrip()
 

@@ -769,6 +769,12 @@ class Fastpath:
         row = _parse(_abi.Runtime, self._maps["runtime"].get(_u32(slot)) or b"")
         return max(row.half_open, 0), max(row.half_open_inbound, 0)
 
+    def begun(self) -> dict[int, int]:
+        """Slot -> how many conversations have begun in its tables since its tenant came, modulo 2^32."""
+        size, raw = ctypes.sizeof(_abi.Runtime), self._maps["runtime"].places(0, Limit.ROWS)
+        at = _abi.Runtime.begun.offset
+        return {slot: _from_u32(raw[slot * size + at : slot * size + at + 4]) for slot in range(Limit.SLOTS)}
+
     def reset_counters(self, slot: int) -> None:
         """Sets a slot's counters to zero, for its next tenant."""
         self._maps["counters"].set(_u32(slot), bytes(self._maps["counters"].value_size))

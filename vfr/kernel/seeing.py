@@ -52,7 +52,12 @@ class Counters:
         for row, raw in self._fp.raw_counters():
             if row in names and self._raw.get(row) != raw:
                 self._raw[row], self._counts[row] = raw, counts(raw)
-        return Reading(at, {name: self._counts.get(row, {}) for row, name in names.items()})
+        begun = self._fp.begun()
+        return Reading(
+            at,
+            {name: self._counts.get(row, {}) for row, name in names.items()},
+            {name: begun.get(row, 0) for row, name in names.items()},
+        )
 
 
 def sessions(fp: Fastpath, slot: int, limits: Limits) -> Sessions:
