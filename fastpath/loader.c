@@ -192,6 +192,30 @@ static bool is_wanted(const struct vfr_wish *wish, const char *program)
 	return !wish->programs;
 }
 
+/* libbpf takes a shared map as it is, whatever the object says of its own: a map that is laid out otherwise is refused. */
+static int share(struct bpf_object *object, const struct vfr_shared *shared)
+{
+	struct bpf_map *map = bpf_object__find_map_by_name(object, shared->name);
+	struct bpf_map_info info = {};
+	__u32 length = sizeof(info);
+	int err;
+
+	if (!map)
+		return -ENOENT;
+	err = bpf_obj_get_info_by_fd(shared->fd, &info, &length);
+	if (err)
+		return err;
+	if (info.type != bpf_map__type(map) || info.key_size != bpf_map__key_size(map) ||
+	    info.value_size != bpf_map__value_size(map) || info.max_entries != bpf_map__max_entries(map) ||
+	    info.map_flags != bpf_map__map_flags(map)) {
+		append("the map ", strlen("the map "));
+		append(shared->name, strlen(shared->name));
+		append(" that runs is laid out otherwise", strlen(" that runs is laid out otherwise"));
+		return -EPROTO;
+	}
+	return bpf_map__reuse_fd(map, shared->fd);
+}
+
 /* Makes the object what it is wished to be, before it is loaded. */
 static int prepare(struct bpf_object *object, const struct vfr_wish *wish)
 {
@@ -200,11 +224,8 @@ static int prepare(struct bpf_object *object, const struct vfr_wish *wish)
 
 	for (int i = 0; i < wish->setting_count && !err; i++)
 		err = set_variable(object, &wish->settings[i]);
-	for (int i = 0; i < wish->shared_count && !err; i++) {
-		struct bpf_map *map = bpf_object__find_map_by_name(object, wish->shared[i].name);
-
-		err = map ? bpf_map__reuse_fd(map, wish->shared[i].fd) : -ENOENT;
-	}
+	for (int i = 0; i < wish->shared_count && !err; i++)
+		err = share(object, &wish->shared[i]);
 	bpf_object__for_each_program(program, object)
 		if (!err)
 			err = bpf_program__set_autoload(program, is_wanted(wish, bpf_program__name(program)));

@@ -97,6 +97,19 @@ def _detach_clsact(ifindex: int | None, links: Path, name: str) -> None:
     _unpin(shared)
 
 
+def is_marker(pin: Path) -> bool:
+    """Whether a pin stands for a filter on the clsact hook, and is its program."""
+    return pin.name.endswith((_OWN, _SHARED))
+
+
+def replace_marker(pin: Path, program: int) -> None:
+    """Has it be another program, once that is on the hook."""
+    fresh = pin.with_name(pin.name + _NEW)
+    _unpin(fresh)
+    bpf.pin(program, fresh)
+    fresh.rename(pin)
+
+
 def detach(ifindex: int | None, links: Path, name: str) -> None:
     """Takes the program off, whichever way it is on. `ifindex` is None if the interface is gone."""
     name = _file(name)

@@ -21,14 +21,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY = 0, 1, 2, 3, 4
 OBJ_PIN, OBJ_GET, PROG_TEST_RUN = 6, 7, 10
-PROG_FD_BY_ID, LINK_DETACH = 13, 34
+PROG_FD_BY_ID, LINK_DETACH, LINK_UPDATE = 13, 34, 29
 MAP_LOOKUP_AND_DELETE, MAP_FD_BY_ID, INFO_BY_FD, PROG_QUERY, LINK_CREATE = 21, 14, 15, 16, 28
 MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = 24, 26, 27
 
 TYPE_HASH, TYPE_ARRAY = 1, 2
 ANY, NOEXIST = 0, 1
 TCX_INGRESS, TCX_EGRESS = 46, 47
-_BEFORE = 1 << 3
+_REPLACE, _BEFORE = 1 << 2, 1 << 3
 _ATTR_SIZE = 144
 
 
@@ -86,6 +86,15 @@ class _Link(ctypes.Structure):
         ("ifindex", ctypes.c_uint32),
         ("attach_type", ctypes.c_uint32),
         ("flags", ctypes.c_uint32),
+    ]
+
+
+class _Update(ctypes.Structure):
+    _fields_ = [
+        ("link_fd", ctypes.c_uint32),
+        ("new_prog_fd", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("old_prog_fd", ctypes.c_uint32),
     ]
 
 
@@ -416,6 +425,20 @@ def tcx_attach(ifindex: int, program: int) -> int:
     """
     attr = _Link(prog_fd=program, ifindex=ifindex, attach_type=TCX_INGRESS, flags=_BEFORE)
     return _checked(f"attaching to interface {ifindex} by tcx", LINK_CREATE, attr)
+
+
+def update_link(link: int, old: int, new: int) -> None:
+    """Has a link run another program from the next packet on. KernelError (EPERM) if it does not run `old` now."""
+    attr = _Update(link_fd=link, new_prog_fd=new, flags=_REPLACE, old_prog_fd=old)
+    _checked("replacing a program under its link", LINK_UPDATE, attr)
+
+
+def link_program(link: int) -> int:
+    """The kernel's number of the program that a link runs."""
+    info = (ctypes.c_uint32 * 64)()
+    attr = _Info(fd=link, length=ctypes.sizeof(info), info=ctypes.addressof(info))
+    _checked("asking about a BPF link", INFO_BY_FD, attr)
+    return int(info[2])
 
 
 def detach_link(link: int) -> None:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from vfr import _abi
 from vfr._abi import Action, Deliver, Holder, Kind, Limit, Space, Verdict
-from vfr.errors import KernelError
-from vfr.kernel import attach, bpf, loader
+from vfr.errors import ConflictError, KernelError
+from vfr.kernel import attach, bpf, layout, loader
 from vfr.kernel.ringbuf import RingBuffer
 from vfr.policy.compile import level_bit
 from vfr.settings import LAN_FRAGMENTS, Limits, Timers, forgettable
@@ -48,7 +48,14 @@ _HEADER = int(Limit.NODE_HEADER)
 _TABLES = ("sessions", "inbound", "mappings", "fragments")
 _LIMIT_FIELDS = {"fragments": "pieces"}
 _PER_CPU = ("counters", "offload")
-_NOTES = {"digest": (_DIGEST_SIZE, 1), "complete": (4, int(Limit.SLOTS)), "witnessed": (4, 1)}
+NOTES = {
+    "digest": (_DIGEST_SIZE, 1),
+    "complete": (4, int(Limit.SLOTS)),
+    "witnessed": (4, 1),
+    "object": (_DIGEST_SIZE, 1),  # which build it is
+    "layout": (1 << 15, 1),  # of its tables, as text
+}
+OF_THE_BUILD = frozenset({"object", "layout"})
 _VERDICTS_AT = _abi.Counters.by_verdict.offset
 # What a counters row has -> the first of its two words.
 _COUNTED = {name: getattr(_abi.Counters, name).offset // 8 for name in ("received", "errors")} | {
@@ -232,6 +239,50 @@ def counts(raw: bytes) -> dict[str, tuple[int, int]]:
     return {name: (words[at], words[at + 1]) for name, at in _COUNTED.items() if words[at]}
 
 
+def make_notes(directory: Path, names: Iterable[str]) -> None:
+    """New notes, pinned in a directory; those about the build are filled in."""
+    said = {"object": loader.installed().encode(), "layout": layout.as_bytes(layout.own(), NOTES["layout"][0])}
+    for name in names:
+        size, places = NOTES[name]
+        fd = bpf.create_map(bpf.TYPE_ARRAY, 4, size, places, 0, name)
+        try:
+            if name in said:
+                bpf.Map(fd, name, 4, size, places).set(_u32(0), said[name])
+            bpf.pin(fd, directory / name)
+        finally:
+            os.close(fd)
+
+
+def noted(directory: Path, name: str) -> bytes | None:
+    """What a note says of the build that is pinned in a directory; None if there is none."""
+    if not (directory / name).exists():
+        return None
+    note = bpf.Map(bpf.get_pinned(directory / name), name, 4, *NOTES[name])
+    try:
+        return note.get(_u32(0))
+    finally:
+        note.close()
+
+
+def is_noted_true(directory: Path, name: str) -> bool:
+    """Whether a note of a number is there and not 0."""
+    return any(noted(directory, name) or b"")
+
+
+def check_layout(pins: Path) -> None:
+    """ConflictError if the fastpath that runs has its tables laid out otherwise than this version knows them."""
+    raw = noted(pins / "fastpath", "layout")
+    if raw in (None, layout.as_bytes(layout.own(), NOTES["layout"][0])):
+        return
+    found = layout.differences(layout.from_bytes(raw or b""), layout.own())
+    if found:
+        what, how = next(iter(found.items()))
+        raise ConflictError(
+            f"the fastpath that runs is another version's, and its tables are laid out otherwise ({what}: {how});"
+            " run `vfr upgrade`, or go on with the version that loaded it"
+        )
+
+
 class Fastpath:
     """The fastpath pinned under one directory. Close it when done; what is pinned stays."""
 
@@ -249,7 +300,7 @@ class Fastpath:
                 size = spec.value_size * (_possible_cpus() if name in _PER_CPU else 1)
                 fd = bpf.get_pinned(base / name)
                 self._maps[name] = bpf.Map(fd, name, spec.key_size, size, spec.max_entries)
-            for name, (size, places) in _NOTES.items():
+            for name, (size, places) in NOTES.items():
                 self._maps[name] = bpf.Map(bpf.get_pinned(base / name), name, 4, size, places)
         except KernelError:
             self.close()
@@ -274,12 +325,7 @@ class Fastpath:
         (pins / "links").mkdir(exist_ok=True)
         programs = [*(PROGRAMS[hook] for hook in hooks), SWEEP]
         witnessed = loader.load(fresh, settings or {}, shared, programs)
-        for name, (size, places) in _NOTES.items():
-            fd = bpf.create_map(bpf.TYPE_ARRAY, 4, size, places, 0, name)
-            try:
-                bpf.pin(fd, fresh / name)
-            finally:
-                os.close(fd)
+        make_notes(fresh, NOTES)
         fresh.rename(pins / "fastpath")
         made = cls(pins, hooks)
         made.new_lan_tables()
@@ -288,10 +334,12 @@ class Fastpath:
 
     @classmethod
     def open(cls, pins: Path) -> Fastpath | None:
-        """The fastpath under `pins`, None if there is none or it is not whole."""
+        """The fastpath under `pins`, None if there is none or it is not whole. ConflictError if its tables are laid out
+        otherwise than this version's."""
         if not (pins / "fastpath").is_dir() or not (pins / "links").is_dir():
             return None
-        wanted = {*PROGRAMS.values(), SWEEP, *_abi.MAPS, *_NOTES}
+        check_layout(pins)
+        wanted = {*PROGRAMS.values(), SWEEP, *_abi.MAPS, *NOTES}
         found = {p.name for p in (pins / "fastpath").iterdir()}
         if not wanted <= found:
             return None
@@ -304,7 +352,7 @@ class Fastpath:
     @staticmethod
     def unload(pins: Path) -> None:
         """Removes everything that was pinned, what is attached first."""
-        for part in ("links", "fastpath", "loading"):
+        for part in ("links", "next", "fastpath", "loading"):
             if (pins / part).exists():
                 shutil.rmtree(pins / part)
 

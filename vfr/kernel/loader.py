@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
@@ -45,6 +46,13 @@ def _library() -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise VfrError(f"the loader cannot be used ({error}); install libbpf: apt install libbpf1") from None
+
+
+@cache
+def installed() -> str:
+    """What tells the installed object from any other build: the digest of its file. VfrError if it is not there."""
+    _library()
+    return hashlib.sha256(OBJECT.read_bytes()).hexdigest()
 
 
 def _wish(settings: Mapping[str, int], shared: Mapping[str, int], programs: Collection[str] | None) -> _Wish:
