@@ -19,7 +19,11 @@ HEADERS  := $(wildcard fastpath/*.h)
 
 include fastpath/native/native.mk
 
-.PHONY: bench port-rate all packages vm-packages build abi lab lab-down test test-6.1 verifier check clean
+# Where systemd looks for units of the administrator's.
+UNITDIR  := /etc/systemd/system
+UNITS    := vfr.service vfr-online.service vfr-watch.service
+
+.PHONY: install-units uninstall-units bench port-rate all packages vm-packages build abi lab lab-down test test-6.1 verifier check clean
 all: build
 
 # apt is asked only when something is missing, so that every other run is quick and needs no network.
@@ -69,6 +73,19 @@ lab-down: build
 check: build
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+# The units run this tree's own `vfr`. Nothing is enabled or started by it: see docs/host.md.
+install-units: build
+	install -d $(DESTDIR)$(UNITDIR)
+	@for unit in $(UNITS); do \
+	    sed -e 's|@VFR@|$(CURDIR)/$(VENV)/bin/vfr|' -e 's|@TOP@|$(CURDIR)|' systemd/$$unit > $(DESTDIR)$(UNITDIR)/$$unit && \
+	    chmod 644 $(DESTDIR)$(UNITDIR)/$$unit && echo "$(DESTDIR)$(UNITDIR)/$$unit" || exit 1; done
+	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
+
+uninstall-units:
+	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl disable --now $(UNITS) || true; fi
+	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
+	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 
 test: build native check vm-packages
 	$(VENV)/bin/pytest

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Container
+from dataclasses import replace
 from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -248,6 +249,22 @@ def uplink_has(nat: Nat) -> bool:
 
     link = links.links().get(nat.uplink)
     return link is not None and any(i == link.index and a.ip == nat.address for i, a in links.addresses())
+
+
+def followed(contents: Contents) -> Contents:
+    """With the address that the uplink has now, if NAT was enabled without naming one and the uplink has lost its own.
+    An address that NAT can't be given is none; then NAT waits."""
+    from vfr.kernel import links
+
+    nat = contents.nat
+    link = links.links().get(nat.uplink) if nat and not nat.is_fixed and not uplink_has(nat) else None
+    if nat is None or link is None:
+        return contents
+    usable = (
+        a for i, a in links.addresses() if i == link.index and a.ip not in _LINK_LOCAL and not a.network.overlaps(POOL)
+    )
+    address = next(usable, None)
+    return replace(contents, nat=replace(nat, address=address.ip)) if address else contents
 
 
 def choose_uplink(name: str | None, address: str | None) -> tuple[str, IPv4Address]:

@@ -21,6 +21,8 @@ from vfr.confirming import seconds
 from vfr.doctor import has_problem
 from vfr.errors import ConflictError, UsageError, VfrError
 from vfr.router import DomainStatus, NatStatus, Router
+from vfr.watch import TICK_S, Told
+from vfr.watch import watch as watching
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -107,6 +109,8 @@ def _show_nat(answer: dict[str, Any]) -> None:
     )
     if answer["attached_by"] is None:
         print(f"but nothing is attached to {answer['uplink']}: run `vfr nat enable` to repair")
+    if not answer["is_installed"]:
+        print("  the running fastpath is another build than the installed one: run `vfr upgrade`")
     used = [f for f in answer["forwards"] if f["domain"]]
     for f in used:
         print(_forward_line(answer["address"], f))
@@ -419,6 +423,63 @@ def doctor(json: Json = False) -> None:
     _show([asdict(finding) for finding in found], json, _show_findings)
     if has_problem(found):
         raise typer.Exit(1)
+
+
+_NOT_ALL_UP = 3  # of `vfr up` alone: something is not there yet
+
+
+def _show_up(answer: dict[str, Any]) -> None:
+    nat = "NAT is on" if answer["nat"] else "NAT is off"
+    print(f"{answer['domains']} domains are up; {nat}")
+    for line in answer["waiting"]:
+        print(f"  waiting: {line}")
+
+
+@app.command()
+def up(json: Json = False) -> None:
+    """Put everything up as it was, as after a boot. Exit status 3 if something is not there yet, as the uplink's address:
+    that comes with the next command, or with `vfr watch`."""
+    with Router() as router:
+        answer = router.up()
+    _show(asdict(answer), json, _show_up)
+    if answer.waiting:
+        raise typer.Exit(_NOT_ALL_UP)
+
+
+@app.command()
+def watch(
+    tick: Annotated[float, typer.Option(help="Look at least every so many seconds.", min=0.2)] = TICK_S,
+    json: Json = False,
+) -> None:
+    """Follow the uplink, guests' interfaces, hooks and tables, and repair what others change: a line for each repair.
+    Ends on SIGTERM."""
+
+    def tell(told: Told) -> None:
+        print(_line(asdict(told)) if json else told, flush=True)
+
+    with Router() as router:
+        watching(router, tell, tick)
+
+
+def _show_upgrade(answer: dict[str, Any]) -> None:
+    if not answer["changed"]:
+        print(f"the installed fastpath ({answer['installed'][:12]}) is the one that runs")
+        return
+    print(f"the fastpath {answer['installed'][:12]} has taken over from {(answer['before'] or 'another')[:12]}")
+    if answer["anew"]:
+        print(f"  these began anew: {', '.join(answer['anew'])}")
+
+
+@app.command()
+def upgrade(
+    lose_sessions: Annotated[
+        bool, typer.Option("--lose-sessions", help="Also where tables are laid out otherwise; all begins anew then.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Have the installed fastpath take over from the running one, under full traffic."""
+    with Router() as router:
+        _show(asdict(router.upgrade(lose_sessions)), json, _show_upgrade)
 
 
 @app.command()

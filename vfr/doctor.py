@@ -171,7 +171,7 @@ class Ours:
     """This router. `exists` is False where there is none yet, and then the rest is what one would get by default.
     `lan_lost` says what is wrong with the uplink; `to_dom0`: a rule allows guests something of domain 0; `todo` is what
     is not as it is to be, `unhardened` the interfaces that have lost settings of theirs, `leftover` what a router that is
-    no more has left; `lock` is who changes the router now, and for how many seconds."""
+    no more has left; `is_installed`: the fastpath that runs is the installed build; `lock` is who changes the router now, and for how many seconds."""
 
     exists: bool = False
     nat: bool = False
@@ -189,6 +189,7 @@ class Ours:
     unhardened: tuple[str, ...] = ()
     leftover: tuple[str, ...] = ()
     lock: tuple[str, float] | None = None
+    is_installed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +262,9 @@ def _router(facts: Facts) -> Iterator[Finding]:
     if ours.leftover:
         text = f"there is no router, but something is left of one: {_list(ours.leftover)}"
         yield Finding("leftover", "warning", text, "none, but it is in the next one's way", "run `vfr nat disable`")
+    if not ours.is_installed:
+        text = "the fastpath that runs is another build than the installed one"
+        yield Finding("build", "warning", text, "what the installed one mends is not in force", "run `vfr upgrade`")
 
 
 def _lock(facts: Facts) -> Iterator[Finding]:

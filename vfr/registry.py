@@ -49,13 +49,15 @@ CREATE TABLE domains (
 
 @dataclass(frozen=True, slots=True)
 class Nat:
-    """The settings of `vfr nat enable`. Ports and x are (low, high), both included."""
+    """The settings of `vfr nat enable`. Ports and x are (low, high), both included. `is_fixed`: the address was named, so
+    NAT waits for it rather than follow the uplink to another."""
 
     uplink: str
     address: IPv4Address
     forwards: tuple[int, int]
     ports: tuple[int, int]
     ports_per_domain: int
+    is_fixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,7 @@ def _nat(raw: dict[str, Any]) -> Nat:
         (raw["forwards"][0], raw["forwards"][1]),
         (raw["ports"][0], raw["ports"][1]),
         raw["ports_per_domain"],
+        raw.get("is_fixed", False),
     )
 
 

@@ -42,6 +42,7 @@ from vfr.choose import (
     choose_mac,
     choose_uplink,
     derived_interface,
+    followed,
     free_block,
     listeners,
     no_such,
@@ -64,6 +65,8 @@ from vfr.status import (
     Names,
     NatStatus,
     RuleStatus,
+    Up,
+    Upgraded,
     forward_statuses,
     rules_by_number,
 )
@@ -110,6 +113,7 @@ class Router:
         self._on_step = on_step
         self._policies: dict[str, CompiledPolicy] = {}
         self._book: Book | None = None
+        self._did: tuple[str, ...] = ()
 
     def __enter__(self) -> Router:
         return self
@@ -182,6 +186,7 @@ class Router:
         """Whether NAT is on, by which uplink and address, and where each forward leads."""
         contents = self._contents()
         nat = contents.nat
+        runs, installed = self._builds() if nat else (None, None)
         return NatStatus(
             enabled=nat is not None,
             uplink=nat.uplink if nat else None,
@@ -193,7 +198,18 @@ class Router:
             domains=len(contents.domains),
             attached_by=self._attached_by(nat),
             confirm_within_s=round(confirming.left_s(contents.pending), 1) if contents.pending else None,
+            fastpath=runs,
+            is_installed=runs is None or runs == installed,
         )
+
+    def _builds(self) -> tuple[str | None, str]:
+        """Which build of the fastpath runs, None if none does, and which is installed."""
+        from vfr.kernel import loader, mounts, upgrade
+
+        _check_root("nobody else may look into the fastpath")
+        pins = mounts.seen_from_here(self._instance.bpffs)
+        is_there = mounts.is_mounted(self._instance.bpffs) and (pins / "fastpath").is_dir()
+        return upgrade.running(pins) if is_there else None, loader.installed()
 
     def _attached_by(self, nat: Nat | None) -> str | None:
         if nat is None:
@@ -377,6 +393,7 @@ class Router:
         """The same, with what only root may see."""
         from vfr.kernel.host import Host
 
+        runs, installed = self._builds()
         host = Host(self._instance)
         try:
             if contents.is_empty:
@@ -389,6 +406,7 @@ class Router:
                 guard=host.guard_state(),
                 hooks=tuple(host.hooks([d.interface for d in contents.domains], uplink)),
                 unhardened=tuple(host.unhardened()),
+                is_installed=runs in (None, installed),
             )
         finally:
             host.close()
@@ -589,6 +607,7 @@ class Router:
             forwards or (old.forwards if old else FORWARDS),
             ports or (old.ports if old else NAT_PORTS),
             per_domain or (old.ports_per_domain if old else PORTS_PER_DOMAIN),
+            address is not None or (old is not None and old.is_fixed and uplink in (None, old.uplink)),
         )
         check_ports(nat.ports, nat.ports_per_domain, nat.forwards)
         check_listeners(nat.ports, nat.forwards)
@@ -726,12 +745,90 @@ class Router:
         """The running state as a file that `apply` takes: NAT, domains, forwards and rules."""
         return exported(self._contents())
 
+    def upgrade(self, lose_sessions: bool = False) -> Upgraded:
+        """Has the installed build of the fastpath take over from the running one, under full traffic: no conversation is
+        lost, and no packet meets no filter. ConflictError, and nothing changed, if the tables are laid out otherwise;
+        with `lose_sessions` they begin anew then, closed until all is up again."""
+        from vfr.kernel import loader, mounts, upgrade
+        from vfr.kernel.fastpath import Fastpath
+
+        _check_machine()
+        step = self._on_step or (lambda _: None)
+        with locked(self._instance.lock):
+            contents, pins = read_only(self._instance.registry), mounts.seen_from_here(self._instance.bpffs)
+            is_there = (
+                not contents.is_empty and mounts.is_mounted(self._instance.bpffs) and (pins / "fastpath").is_dir()
+            )
+            before, anew = upgrade.running(pins) if is_there else None, tuple[str, ...]()
+            if is_there and before != loader.installed():
+                try:
+                    anew = upgrade.take_over(pins, step)
+                except ConflictError:
+                    if not lose_sessions:
+                        raise
+                    step("unload the running fastpath")
+                    Fastpath.unload(pins)
+                    anew = ("sessions",)
+        if not contents.is_empty:
+            self._change(lambda before, _: before, of_pending=True)
+        return Upgraded(before, loader.installed(), is_there and before != loader.installed(), anew)
+
+    def up(self) -> Up:
+        """Puts everything up as the registry has it: after a boot, or whatever else has taken things away. What cannot
+        be there yet is left out, closed, and told. KernelError if something else is in the way."""
+        _check_machine()
+        did = self.repair()
+        contents = self._contents()
+        up = sum(self._state(d)[0] == "up" for d in contents.domains)
+        nat = contents.nat is not None and not lan_lost(contents.nat)
+        return Up(up, nat, did, self.waiting())
+
+    def waiting(self) -> tuple[str, ...]:
+        """What is not there, so that it could not be put up: each in a sentence."""
+        contents = self._contents()
+        states = [(d, *self._state(d)) for d in contents.domains]
+        missing = [f"{d.name}: {reason}" for d, state, reason in states if state != "up"]
+        lost = lan_lost(contents.nat) if contents.nat else ""
+        return (*missing, *([f"NAT: {lost}"] if lost else []))
+
+    def repair(self) -> tuple[str, ...]:
+        """Makes the kernel what the registry says. What was done, each step in a sentence; () if all was in order, and
+        then nothing was locked. Where NAT was enabled without an address, it follows the uplink's."""
+        contents = self._contents()
+        if contents.is_empty or self._is_in_order(contents):
+            return ()
+        self._did = ()
+        self._change(lambda before, _: before, of_pending=True)
+        return self._did
+
     # Converging
+
+    def _is_in_order(self, contents: Contents) -> bool:
+        """Whether there is nothing to repair, nor an address to follow. Others may be changing things meanwhile."""
+        from vfr.kernel import mounts, upgrade
+        from vfr.kernel.host import Host
+
+        if followed(contents) != contents or upgrade.is_under_way(mounts.seen_from_here(self._instance.bpffs)):
+            return False
+        host = Host(self._instance)
+        try:
+            return not self._plan(host, contents)
+        finally:
+            host.close()
+
+    def _settle_upgrade(self) -> None:
+        """An upgrade that broke off is gone back on, or completed if it had come so far."""
+        from vfr.kernel import mounts, upgrade
+
+        pins = mounts.seen_from_here(self._instance.bpffs)
+        if mounts.is_mounted(self._instance.bpffs) and upgrade.is_under_way(pins):
+            upgrade.settle(pins, self._on_step or (lambda _: None))
 
     def _change(self, change: Callable[[Contents, Registry], Contents], of_pending: bool = False) -> None:
         """Writes down what is wanted, then makes it so. If that fails, goes back and makes that so."""
         with locked(self._instance.lock):
             self._instance.state.mkdir(parents=True, exist_ok=True)
+            self._settle_upgrade()
             try:
                 self._change_locked(change, of_pending)
             finally:
@@ -744,6 +841,7 @@ class Router:
             before = _read_anew(registry.read())
             if before.pending and not of_pending:
                 before = self._settle(before, registry)
+            before = self._follow(before)
             with registry.transaction():
                 after = change(before, registry)
                 registry.write(after)
@@ -757,6 +855,13 @@ class Router:
                 raise
         finally:
             registry.close()
+
+    def _follow(self, before: Contents) -> Contents:
+        """With the uplink's present address, if NAT is to follow it."""
+        after = followed(before)
+        if before.nat and after.nat and after.nat.address != before.nat.address:
+            self._did += (f"NAT follows {after.nat.uplink} from {before.nat.address} to {after.nat.address}",)
+        return after
 
     def _settle(self, before: Contents, registry: Registry) -> Contents:
         """Nothing else is changed while a change waits to be confirmed; one whose time is over is gone back on."""
@@ -779,7 +884,9 @@ class Router:
 
         host = Host(self._instance, self._on_step)
         try:
-            host.apply(self._plan(host, contents))
+            todo = self._plan(host, contents)
+            host.apply(todo)
+            self._did += tuple(change.text for change in todo)
             if not contents.is_empty and (left := self._plan(host, contents)):
                 raise KernelError(f"verifying the change: to {left[0].text} had no effect", errno.EIO)
         finally:

@@ -64,6 +64,29 @@ class NatStatus:
     domains: int
     attached_by: str | None
     confirm_within_s: float | None = None
+    fastpath: str | None = None  # the digest of the build that runs
+    is_installed: bool = True  # whether that is the installed one
+
+
+@dataclass(frozen=True, slots=True)
+class Upgraded:
+    """What `vfr upgrade` did: builds of the fastpath by their digests, `before` None if none ran before; `anew` are the
+    tables that began anew."""
+
+    before: str | None
+    installed: str
+    changed: bool
+    anew: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """What `vfr up` found: `domains` that are up, what it `did`, and what it is `waiting` for, each in a sentence."""
+
+    domains: int
+    nat: bool
+    did: tuple[str, ...]
+    waiting: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,7 @@ CASES: dict[str, tuple[Facts, list[str], list[str]]] = {
     "old kernel": (_machine(kernel="5.10.0-28-amd64"), ["problem kernel"], ["5.10.0-28-amd64", "6.1"]),
     "no bpf": (_machine(bpf="bpf(2) is not permitted; run it elsewhere"), ["problem bpf"], ["run it elsewhere"]),
     "leftover": (replace(NO_ROUTER, ours=Ours(leftover=("vif-x",))), ["warning leftover"], ["vif-x", "nat disable"]),
+    "another build": (_ours(is_installed=False), ["warning build"], ["vfr upgrade"]),
     "busy": (_ours(lock=("process 7", 1.0)), ["note lock"], ["process 7"]),
     "stuck": (_ours(lock=("process 7", 300.0)), ["warning lock"], ["process 7", "300 s"]),
     "uplink lost": (_ours(lan_lost="the uplink eth0 is gone"), ["problem uplink"], ["eth0 is gone", "--uplink"]),
