@@ -263,6 +263,25 @@ def test_the_running_build_is_told(simple: Host, other: Version) -> None:
     assert found["build"]["severity"] == "warning" and "vfr upgrade" in found["build"]["do"]
 
 
+def test_a_witnessed_one_stays_witnessed(other: Version) -> None:
+    """As on kernels before 6.2, where other programs tell the fastpath of offloads."""
+    with Host("tu", {"VFR_OFFLOAD": "witness"}) as host:
+        enabled = host.vfr("nat", "enable", "--uplink", "eth0", check=False)
+        if "witnesses: Operation not permitted" in enabled.stderr:
+            pytest.skip("this machine does not permit fentry programs; `make test-6.1` shows it")
+        assert enabled.returncode == 0, enabled.stderr
+        host.add("a")
+        other.vfr(host, "upgrade")
+        host.env = {}
+        pins = Path("/run/vfr/netns") / host.ns("dom0") / "bpf/fastpath"
+        assert {"vif_witness", "uplink_witness", "sorter_witness"} <= {p.name for p in pins.iterdir()}
+        assert host.pings("a", "192.0.2.11") and not host.pings("a", "192.0.2.1")
+        fetch = "import socket; s = socket.create_connection(('192.0.2.11', 9001)); s.sendall(b'x' * 10**6); s.close()"
+        with Program(host, "lan", TCP, "listen") as sink:
+            run("ip", "netns", "exec", host.ns("a"), sys.executable, "-c", fetch)
+            assert sink.line().startswith("1000000 "), "segments joined by the guest's kernel arrive, too"
+
+
 def test_two_upgrades_at_once(simple: Host, other: Version) -> None:
     host = simple
     threads = [threading.Thread(target=host.vfr, args=("upgrade",)) for _ in range(2)]

@@ -37,6 +37,7 @@ STEPS: dict[str, tuple[str, ...]] = {
         "-k",
         "witness and not another_protocol and not never_cut and not one_byte",
     ),
+    "an upgrade": (*_PYTEST, "tests/control/test_upgrade.py", "-k", "witnessed"),
     "the lab": (sys.executable, "-m", "vm.lab"),
 }
 
