@@ -10,12 +10,14 @@
 
 #include "guard.h"
 #include "policy.h"
+#include "view.h"
 
 static __always_inline bool is_known_peer(struct vfr_pkt *p, __be32 address)
 {
 	__u32 *slot = bpf_map_lookup_elem(&addresses, &address);
 
-	return slot && may_talk(p->from_slot, *slot);
+	/* Domain 0 has been asked for by the address that the guest knows, and the guest itself is no peer. */
+	return slot && *slot && *slot != p->from_slot && may_talk(p->from_slot, *slot);
 }
 
 static __always_inline enum vfr_verdict answer_arp(struct vfr_pkt *p)
@@ -31,9 +33,9 @@ static __always_inline enum vfr_verdict answer_arp(struct vfr_pkt *p)
 		return VFR_DROP_ARP_REPLY;
 	if (!arp->sender_ip)
 		return VFR_DROP_ARP_PROBE;
-	if (asked == p->from->address)
+	if (asked == p->from->guest_address)
 		return VFR_DROP_ARP_OWN;
-	if (asked != p->config->gateway && !is_known_peer(p, asked))
+	if (asked != gateway_seen(p->config, p->from) && !is_known_peer(p, asked))
 		return VFR_DROP_ARP_UNANSWERED;
 
 	__builtin_memcpy(eth->h_dest, arp->sender_mac, ETH_ALEN);

@@ -7,6 +7,7 @@
 #define VFR_DELIVER_H
 
 #include "fragment.h"
+#include "view.h"
 
 static __always_inline __u32 next_mtu(const struct vfr_pkt *p)
 {
@@ -21,6 +22,8 @@ static __always_inline enum vfr_verdict fits(struct vfr_pkt *p)
 	__u32 gso = p->skb->gso_size;
 	__u32 length = gso ? sizeof(struct iphdr) + p->l4_length + gso : p->l3_length;
 
+	if (p->to && p->to->is_clone && can_see(p) != VFR_CONTINUE)
+		return can_see(p);
 	if (p->ttl <= 1)
 		return VFR_DROP_TTL;
 	if (length <= next_mtu(p))
@@ -90,7 +93,7 @@ static __always_inline enum vfr_verdict hand_over(struct vfr_pkt *p)
 
 	if (!eth)
 		return VFR_DROP_KERNEL;
-	__builtin_memcpy(eth->h_dest, p->to->mac, ETH_ALEN);
+	__builtin_memcpy(eth->h_dest, p->to->guest_mac, ETH_ALEN);
 	__builtin_memcpy(eth->h_source, gateway_mac, ETH_ALEN);
 	return redirect(p);
 }
@@ -104,7 +107,10 @@ static __always_inline enum vfr_verdict deliver(struct vfr_pkt *p)
 	verdict = decrement_ttl(p);
 	if (verdict != VFR_CONTINUE)
 		return verdict;
-	return p->to ? hand_over(p) : deliver_lan(p);
+	if (!p->to)
+		return deliver_lan(p);
+	verdict = leave_view(p);
+	return verdict == VFR_CONTINUE ? hand_over(p) : verdict;
 }
 
 #endif

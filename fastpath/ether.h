@@ -3,7 +3,8 @@
  * ether: raw Ethernet between two domains, as storage protocols have it (HyperSCSI, AoE).
  *
  * A frame goes to the domain whose MAC it is for, as it stands, if a rule lets its EtherType go there. There is no
- * conversation and no state: the other way takes a rule of its own. Never to a group, and never to the LAN.
+ * conversation and no state: the other way takes a rule of its own. Never to a group, and never to the LAN. A clone is
+ * known to others by its own MAC, and hears by its guest's.
  */
 #ifndef VFR_ETHER_H
 #define VFR_ETHER_H
@@ -34,6 +35,20 @@ static __always_inline bool find_mac(struct vfr_pkt *p)
 	return p->to && p->to_node != p->from_slot;
 }
 
+/* As it stands, but for the MACs of clones. */
+static __always_inline enum vfr_verdict hand_over_ether(struct vfr_pkt *p)
+{
+	struct ethhdr *eth = header(p->skb, 0, sizeof(*eth));
+
+	if (!eth)
+		return VFR_DROP_KERNEL;
+	if (p->from->is_clone)
+		__builtin_memcpy(eth->h_source, p->from->mac, ETH_ALEN);
+	if (p->to->is_clone)
+		__builtin_memcpy(eth->h_dest, p->to->guest_mac, ETH_ALEN);
+	return redirect(p);
+}
+
 static __always_inline enum vfr_verdict ether(struct vfr_pkt *p)
 {
 	struct vfr_rule *rule;
@@ -51,7 +66,7 @@ static __always_inline enum vfr_verdict ether(struct vfr_pkt *p)
 	count_rule(rule, p->skb->len);
 	if (verdict != VFR_CONTINUE)
 		return VFR_DROP_ETHERTYPE;
-	return p->skb->len <= p->to->mtu + sizeof(struct ethhdr) ? redirect(p) : VFR_DROP_TOO_BIG;
+	return p->skb->len <= p->to->mtu + sizeof(struct ethhdr) ? hand_over_ether(p) : VFR_DROP_TOO_BIG;
 }
 
 #endif

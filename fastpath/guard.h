@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * guard: is the frame what its sender may send at all? Identity is the VIF it came in on: source
- * MAC, source IP and ARP sender must be that domain's own. Nothing here depends on rules.
+ * MAC, source IP and ARP sender must be that domain's own, as its guest knows them. Nothing here depends on rules.
  */
 #ifndef VFR_GUARD_H
 #define VFR_GUARD_H
@@ -138,9 +138,9 @@ static __always_inline enum vfr_verdict guard_arp(struct vfr_pkt *p, bool group_
 	    arp->hardware_len != ETH_ALEN || arp->protocol_len != sizeof(__be32) ||
 	    (arp->operation != bpf_htons(ARPOP_REQUEST) && arp->operation != bpf_htons(ARPOP_REPLY)))
 		return VFR_DROP_ARP_HEADER;
-	if (!same_mac(arp->sender_mac, p->from->mac))
+	if (!same_mac(arp->sender_mac, p->from->guest_mac))
 		return VFR_DROP_ARP_SENDER;
-	if (arp->sender_ip != p->from->address && arp->sender_ip)
+	if (arp->sender_ip != p->from->guest_address && arp->sender_ip)
 		return VFR_DROP_ARP_SENDER;
 	return group_or_gateway ? VFR_CONTINUE : VFR_DROP_DST_MAC;
 }
@@ -160,7 +160,7 @@ static __always_inline enum vfr_verdict guard_ip(struct vfr_pkt *p, bool to_grou
 		verdict = guard_ip_header(p);
 	if (verdict != VFR_CONTINUE)
 		return verdict;
-	if (p->src != p->from->address)
+	if (p->src != p->from->guest_address)
 		return VFR_DROP_SRC_IP;
 	verdict = guard_target(p);
 	if (verdict != VFR_CONTINUE)
@@ -191,7 +191,7 @@ static __always_inline enum vfr_verdict guard(struct vfr_pkt *p)
 		return VFR_DROP_TRUNCATED;
 	if (p->skb->vlan_present || is_vlan(p->l3_proto))
 		return VFR_DROP_VLAN;
-	if (!same_mac(eth->h_source, p->from->mac))
+	if (!same_mac(eth->h_source, p->from->guest_mac))
 		return VFR_DROP_SRC_MAC;
 	to_group = eth->h_dest[0] & 1;
 	to_gateway = same_mac(eth->h_dest, gateway_mac);

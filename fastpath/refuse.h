@@ -115,13 +115,13 @@ static __always_inline bool become_error(struct vfr_pkt *p, const struct reason 
 {
 	struct refusal r = {
 		.why = *why,
-		.from = p->from ? p->config->gateway : p->config->outside_address,
-		.to = p->from ? p->from->address : p->src,
+		.from = p->from ? gateway_seen(p->config, p->from) : p->config->outside_address,
+		.to = p->from ? p->from->guest_address : p->src,
 		.quote = p->l3_length < QUOTE_MAX ? p->l3_length : QUOTE_MAX,
 		.partial_at = p->partial ? l4_checksum_offset(p->l4_proto) : 0,
 	};
 
-	return make_error(p->skb, &r);
+	return (!p->from || restore_view(p)) && make_error(p->skb, &r);
 }
 
 /* Sends the error that is due for a drop, if any. Returns what the kernel is told. */

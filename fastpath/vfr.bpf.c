@@ -12,7 +12,7 @@
  *     @vif_ingress           @vif_ingress            @vif_ingress
  *          |                      |                        |
  *          +----------------------+------------------------+
- *      parse > guard > answer > fragment > related > session > policy > fits > translate > deliver
+ *      parse > guard > answer > view > fragment > related > session > policy > fits > translate > deliver
  *          +----------------------+------------------------+--------------------+
  *          |                      |                                             |
  *          |               @sorter_ingress: the kernel's reassembly         @refuse
@@ -27,7 +27,9 @@
  * of the packet.
  *
  * Identity comes from the interface: @vifs gives the slot, @domains the one MAC and address that its
- * frames may carry. Nothing a guest writes into a frame changes whose it is.
+ * frames may carry. Nothing a guest writes into a frame changes whose it is. Of a clone, one of several guests that
+ * believe to have the same address and MAC, these are what the guest believes; from @enter_view to @leave_view
+ * its packets carry the domain's own.
  *
  * A session is one conversation. It lies in the map of the domain that opened it (@sessions, an inner
  * map per slot), or, if the LAN opened it through a forward, in the domain's @inbound. The size of an
@@ -301,7 +303,9 @@ int vif_ingress(struct __sk_buff *skb)
 	if (verdict == VFR_CONTINUE)
 		verdict = answer(&p);
 	if (verdict == VFR_CONTINUE)
-		verdict = is_ether(&p) ? ether(&p) : from_domain(&p);
+		verdict = is_ether(&p) ? ether(&p) : enter_view(&p);
+	if (verdict == VFR_CONTINUE)
+		verdict = from_domain(&p);
 	return finish(&p, verdict);
 }
 

@@ -216,11 +216,15 @@ struct vfr_domain {
 	__u32 events_per_s;           /* drops of its that are told of in @events a second */
 	__u16 port_low;               /* the port block, empty if port_count is 0 */
 	__u16 port_count;
+	__be32 guest_address;         /* what the guest believes (view.h); its own, if it is no clone */
+	__be32 guest_gateway;         /* 0 if it takes the router for what it is */
 	__u8 mac[6];
+	__u8 guest_mac[6];
 	__u8 deliver;                 /* enum vfr_deliver */
-	__u8 zero;
+	__u8 is_clone;                /* the guest believes anything else than the router knows */
+	__u8 zero[2];
 };
-_Static_assert(sizeof(struct vfr_domain) == 56, "vfr_domain");
+_Static_assert(sizeof(struct vfr_domain) == 72, "vfr_domain");
 
 /* @sessions, @inbound: an inner map per slot. "Remote" is a LAN host or another domain. */
 struct vfr_session_key {

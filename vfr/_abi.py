@@ -244,13 +244,17 @@ class Domain(ctypes.Structure):
         ("events_per_s", ctypes.c_uint32),
         ("port_low", ctypes.c_uint16),
         ("port_count", ctypes.c_uint16),
+        ("guest_address", ctypes.c_uint32.__ctype_be__),
+        ("guest_gateway", ctypes.c_uint32.__ctype_be__),
         ("mac", ctypes.c_uint8 * 6),
+        ("guest_mac", ctypes.c_uint8 * 6),
         ("deliver", ctypes.c_uint8),
-        ("zero", ctypes.c_uint8),
+        ("is_clone", ctypes.c_uint8),
+        ("zero", ctypes.c_uint8 * 2),
     ]
 
 
-assert ctypes.sizeof(Domain) == 56
+assert ctypes.sizeof(Domain) == 72
 
 class Event(ctypes.Structure):
     _fields_ = [
@@ -485,7 +489,7 @@ MAPS = {
     "fragments": MapSpec(12, 4, 4, 4097, 0, inner=MapSpec(1, 12, 48, 32, 1)),
     "config": MapSpec(2, 4, 80, 1, 0),
     "vifs": MapSpec(1, 4, 4, 8192, 0),
-    "domains": MapSpec(2, 4, 56, 4096, 0),
+    "domains": MapSpec(2, 4, 72, 4096, 0),
     "addresses": MapSpec(1, 4, 4, 8192, 0),
     "closing": MapSpec(12, 4, 4, 16384, 0, inner=MapSpec(22, 0, 16, 64, 0)),
     "identifications": MapSpec(2, 4, 4, 1024, 0),

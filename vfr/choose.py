@@ -17,6 +17,7 @@ from vfr import instance as instances
 from vfr.errors import ConflictError, UsageError, VfrError
 from vfr.forwards import FORWARD_BASE, POOL
 from vfr.registry import Contents, Nat
+from vfr.view import GuestWords
 
 if TYPE_CHECKING:
     from vfr.kernel.links import Link
@@ -197,6 +198,39 @@ def choose_address(given: str | IPv4Address | None, before: Contents) -> IPv4Add
     if address not in POOL:
         check_not_the_hosts(address)
     return address
+
+
+def choose_guest(
+    address: str | IPv4Address | None, mac: str | None, gateway: str | IPv4Address | None, before: Contents
+) -> GuestWords:
+    """What a clone's guest believes. It may be what another domain or a LAN host really has: those two cannot speak to
+    each other then, and nobody else minds."""
+    words = GuestWords(
+        _guest_address(address, before) if address is not None else None,
+        check_mac(mac) if mac is not None else None,
+        _guest_gateway(gateway) if gateway is not None else None,
+    )
+    if words.address and words.address == words.gateway:
+        raise UsageError(f"the guest's address {words.address} cannot be its gateway as well; leave one of them out")
+    return words
+
+
+def _guest_address(given: str | IPv4Address, before: Contents) -> IPv4Address:
+    address = as_address(given)
+    if any(address in net for net in _NEVER):
+        raise UsageError(f"{address} is not a unicast address; no guest can have it")
+    if address == GATEWAY:
+        raise ConflictError(f"{address} is domain 0's own address, which every guest must be able to ask for")
+    if before.nat and address == before.nat.address:
+        raise ConflictError(f"{address} is the host's address on {before.nat.uplink}, which guests reach forwards by")
+    return address
+
+
+def _guest_gateway(given: str | IPv4Address) -> IPv4Address | None:
+    gateway = as_address(given)
+    if any(gateway in net for net in _NEVER):
+        raise UsageError(f"{gateway} is not a unicast address; no guest can have it for its gateway")
+    return gateway if gateway != GATEWAY else None
 
 
 def check_not_the_hosts(address: IPv4Address) -> None:

@@ -78,7 +78,7 @@ def _show_domains(answer: list[dict[str, Any]]) -> None:
     rows = [
         (
             d["name"],
-            d["address"],
+            d["address"] + (f" (guest: {d['guest_address']})" if d["guest_address"] else ""),
             f"port {d['forward']}" if d["forward"] else "-",
             d["interface"],
             d["kind"],
@@ -183,11 +183,15 @@ def domain_add(
     device: Annotated[str | None, typer.Option(help="An interface that is there.")] = None,
     address: Annotated[str | None, typer.Option(help="Its address [the next free one].")] = None,
     mac: Annotated[str | None, typer.Option(help="Its MAC [derived from the name].")] = None,
+    guest_address: Annotated[str | None, typer.Option(help="A clone: the address that its guest has.")] = None,
+    guest_mac: Annotated[str | None, typer.Option(help="A clone: the MAC that its guest has.")] = None,
+    guest_gateway: Annotated[str | None, typer.Option(help="A clone: what its guest has for a gateway.")] = None,
     json: Json = False,
 ) -> None:
     """Add a guest."""
+    guest = {"guest_address": guest_address, "guest_mac": guest_mac, "guest_gateway": guest_gateway}
     with Router() as router:
-        _domain(router.add_domain(name, netns=netns, tap=tap, device=device, address=address, mac=mac), json)
+        _domain(router.add_domain(name, netns=netns, tap=tap, device=device, address=address, mac=mac, **guest), json)
 
 
 @domain.command("remove")

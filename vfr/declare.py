@@ -22,7 +22,8 @@ def _domain_line(d: Domain) -> DomainLine:
     place = d.netns if d.kind == "netns" else d.interface
     usual, limits = asdict(Limits()), asdict(d.limits)
     own = tuple((name, number) for name, number in limits.items() if number != usual[name])
-    return DomainLine(d.name, d.kind, place or "", str(d.address), d.mac, own)
+    guest = tuple((name, str(value)) for name, value in asdict(d.guest).items() if value is not None)
+    return DomainLine(d.name, d.kind, place or "", str(d.address), d.mac, own, guest)
 
 
 def _nat_line(nat: Nat) -> NatLine:

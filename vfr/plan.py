@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv4Network
 from vfr.kernel.fastpath import Config, DomainRow, Forward
 from vfr.kernel.guard import Guard, is_wanted
 from vfr.settings import Limits
+from vfr.view import GuestWords
 
 GATEWAY_MAC = "fe:ff:ff:ff:ff:ff"
 DOM0_ID, DOM0_DEVICE, DOM0_VIF = 1, "vfr0", "vif0"
@@ -39,6 +40,7 @@ class Vif:
     limits: Limits
     there: bool = True
     home: int | None = None
+    guest: GuestWords = field(default_factory=GuestWords)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ def is_up(vif: Vif, actual: Actual) -> bool:
         and (port.owner, port.home, port.up, port.hardened) == (vif.id, vif.home, True, True)
         and port.attached is not None
         and vif.interface in actual.pins
-        and (row.generation, row.address, row.mac) == (vif.id, vif.address, vif.mac)
+        and (row.generation, row.address, row.mac, row.guest) == (vif.id, vif.address, vif.mac, vif.guest)
         and (row.ifindex, row.mtu, row.port_low, row.port_count, row.limits)
         == (device.index, device.mtu, vif.port_low, vif.port_count, vif.limits)
         and actual.vifs.get(port.index) == vif.slot

@@ -21,13 +21,15 @@ from typing import Any
 from vfr.errors import RegistryError
 from vfr.policy.language import ForwardRule
 from vfr.settings import Limits, Timers
+from vfr.view import GuestWords
 
-SCHEMA = 4
-READABLE = (2, 3)
+SCHEMA = 5
+READABLE = (2, 3, 4)
 LOCK_WAIT_S = 120
 # Version 3 added the blocks of ports that domains gave back, in the order in which they did. Version 4 notes of the
-# rule file what is asked for often, and may have an earlier state to go back to.
+# rule file what is asked for often, and may have an earlier state to go back to. Version 5 knows of clones.
 _RETURNED = "CREATE TABLE returned (number INTEGER PRIMARY KEY, port_low INTEGER NOT NULL, port_count INTEGER NOT NULL)"
+_GUESTS = "ALTER TABLE domains ADD COLUMN guest TEXT NOT NULL DEFAULT '{}'"
 _TABLES = f"""
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE domains (
@@ -41,7 +43,8 @@ CREATE TABLE domains (
     slot INTEGER NOT NULL UNIQUE,
     port_low INTEGER NOT NULL UNIQUE,
     port_count INTEGER NOT NULL,
-    limits TEXT NOT NULL
+    limits TEXT NOT NULL,
+    guest TEXT NOT NULL DEFAULT '{{}}'
 );
 {_RETURNED};
 """
@@ -90,6 +93,7 @@ class Domain:
     port_low: int
     port_count: int
     limits: Limits = field(default_factory=Limits)
+    guest: GuestWords = field(default_factory=GuestWords)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +160,15 @@ def _forward(raw: dict[str, Any]) -> ForwardRule:
 
 def _domain(named: dict[str, Any]) -> Domain:
     limits = json.loads(named["limits"]) if isinstance(named["limits"], str) else named["limits"]
-    return Domain(**{**named, "address": IPv4Address(named["address"]), "limits": Limits(**limits)})
+    guest = named.get("guest") or {}
+    guest = json.loads(guest) if isinstance(guest, str) else guest
+    own = {"address": IPv4Address(named["address"]), "limits": Limits(**limits), "guest": _guest(guest)}
+    return Domain(**{**named, **own})
+
+
+def _guest(raw: dict[str, Any]) -> GuestWords:
+    address, gateway = (IPv4Address(raw[name]) if raw.get(name) else None for name in ("address", "gateway"))
+    return GuestWords(address, raw.get("mac"), gateway)
 
 
 def _plain(value: Any) -> dict[str, Any]:
@@ -222,6 +234,7 @@ class Registry:
         if version == 2:
             self._db.execute(_RETURNED)
         if version in READABLE:
+            self._db.execute(_GUESTS)
             self._db.execute(f"PRAGMA user_version = {SCHEMA}")
 
     def close(self) -> None:
@@ -245,23 +258,23 @@ class Registry:
     def read(self) -> Contents:
         """Everything, as of one moment."""
         try:
-            rows = self._db.execute(
-                "SELECT id, name, kind, netns, interface, address, mac, slot, port_low, port_count, limits"
-                " FROM domains ORDER BY id"
-            ).fetchall()
+            rows = self._db.execute(f"SELECT {', '.join(self._columns())} FROM domains ORDER BY id").fetchall()
             settings = dict(self._db.execute("SELECT name, value FROM settings").fetchall())
             returned = self._returned()
         except sqlite3.Error as error:
             raise self._broken(error) from None
-        columns = [f.name for f in fields(Domain)]
         return Contents(
-            tuple(_domain(dict(zip(columns, row, strict=True))) for row in rows),
+            tuple(_domain(dict(zip(self._columns(), row, strict=True))) for row in rows),
             _nat(json.loads(settings["nat"])) if "nat" in settings else None,
             _rules(json.loads(settings["rules"])) if "rules" in settings else None,
             Timers(**json.loads(settings["timers"])) if "timers" in settings else Timers(),
             returned,
             Pending(**json.loads(settings["pending"])) if "pending" in settings else None,
         )
+
+    def _columns(self) -> list[str]:
+        """What its version says of a domain."""
+        return [f.name for f in fields(Domain) if f.name != "guest" or self._version() >= 5]
 
     def _returned(self) -> tuple[tuple[int, int], ...]:
         if self._version() == 2:
@@ -275,7 +288,9 @@ class Registry:
         self._db.execute("DELETE FROM returned")
         self._db.executemany("INSERT INTO returned (port_low, port_count) VALUES (?, ?)", wanted.returned)
         for d in wanted.domains:
-            row = {**asdict(d), "address": str(d.address), "limits": json.dumps(asdict(d.limits))}
+            guest = {name: str(value) for name, value in asdict(d.guest).items() if value is not None}
+            texts = {"limits": json.dumps(asdict(d.limits)), "guest": json.dumps(guest)}
+            row = {**asdict(d), "address": str(d.address), **texts}
             names = ", ".join(row)
             marks = ", ".join(f":{name}" for name in row)
             self._db.execute(f"INSERT INTO domains ({names}) VALUES ({marks})", row)

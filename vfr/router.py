@@ -19,7 +19,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -32,6 +32,7 @@ from vfr import reach as reaching
 from vfr._abi import Limit
 from vfr.choose import (
     FORWARDS,
+    GATEWAY,
     NAT_PORTS,
     PORTS_PER_DOMAIN,
     check_listeners,
@@ -39,6 +40,7 @@ from vfr.choose import (
     check_place,
     check_ports,
     choose_address,
+    choose_guest,
     choose_mac,
     choose_uplink,
     derived_interface,
@@ -160,6 +162,7 @@ class Router:
             outside_ports=f"{d.port_low}-{d.port_low + d.port_count - 1}",
             state=state,
             reason=reason,
+            **{f"guest_{name}": value and str(value) for name, value in asdict(d.guest).items()},
         )
 
     def _state(self, d: Domain) -> tuple[str, str]:
@@ -437,10 +440,14 @@ class Router:
         device: str | None = None,
         address: str | IPv4Address | None = None,
         mac: str | None = None,
+        guest_address: str | IPv4Address | None = None,
+        guest_mac: str | None = None,
+        guest_gateway: str | IPv4Address | None = None,
     ) -> DomainStatus:
         """Adds a domain by one of a namespace (its veth is made), a TAP (made) or a device (given).
 
-        The address is the next free one of the pool unless one is given. UsageError or ConflictError say
+        The address is the next free one of the pool unless one is given. A clone's guest believes to have
+        `guest_address`, `guest_mac` and `guest_gateway` instead, which any number of domains may share. UsageError or ConflictError say
         what is wrong with the arguments, KernelError what the kernel refused; nothing is left behind.
         """
         _check_machine()
@@ -453,7 +460,9 @@ class Router:
         def change(before: Contents, registry: Registry) -> Contents:
             if before.rules and name in before.rules.defined:
                 raise ConflictError(f"{name!r} is a group or set of {before.rules.file}; choose another name")
+            guest = choose_guest(guest_address, guest_mac, guest_gateway, before)
             domain = self._new_domain(before, registry, name, kind, where, address, mac)
+            domain = replace(domain, guest=guest)
             return replace(before, domains=(*before.domains, domain))
 
         self._change(change)
@@ -739,7 +748,9 @@ class Router:
             return replace(before, domains=tuple(kept))
         leaving = [d for d in original if all(d.id != other.id for other in before.domains)]
         made = self._new_domain(before, registry, line.name, line.kind, line.place, line.address, line.mac, leaving)
-        return replace(before, domains=(*before.domains, replace(made, limits=limits)))
+        said = dict(line.guest)
+        guest = choose_guest(said.get("address"), said.get("mac"), said.get("gateway"), before)
+        return replace(before, domains=(*before.domains, replace(made, limits=limits, guest=guest)))
 
     def export(self) -> str:
         """The running state as a file that `apply` takes: NAT, domains, forwards and rules."""
@@ -989,6 +1000,12 @@ def _read_anew(contents: Contents) -> Contents:
     return replace(contents, rules=ruled(rules.file, rules.text)[0])
 
 
+def _says_as(said: tuple[tuple[str, str], ...], old: Domain) -> bool:
+    """Whether the guest's view in a line is the domain's."""
+    had = {name: str(value) for name, value in asdict(old.guest).items() if value is not None}
+    return {name: value.lower() for name, value in said if (name, value) != ("gateway", str(GATEWAY))} == had
+
+
 def _is_as_before(line: DomainLine, before: Contents) -> bool:
     """Whether there is the line's domain, at its place, under its address and MAC."""
     old = next((d for d in before.domains if d.name == line.name), None)
@@ -999,6 +1016,7 @@ def _is_as_before(line: DomainLine, before: Contents) -> bool:
         (line.kind, line.place) == (old.kind, place)
         and line.address in (None, str(old.address))
         and (line.mac is None or line.mac.lower() == old.mac)
+        and _says_as(line.guest, old)
     )
 
 

@@ -22,7 +22,7 @@ _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
 @dataclass(frozen=True, slots=True)
 class DomainStatus:
     """A domain as `vfr domain list` shows it. `state` is up, missing (its namespace or device is gone)
-    or degraded (`reason` says why); `forward` is the outside port that leads to its ssh."""
+    or degraded (`reason` says why); `forward` is the outside port that leads to its ssh; `guest_...` is what a clone's guest believes."""
 
     name: str
     address: str
@@ -34,6 +34,9 @@ class DomainStatus:
     outside_ports: str
     state: str
     reason: str
+    guest_address: str | None = None
+    guest_mac: str | None = None
+    guest_gateway: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,7 @@ def _vif(d: Domain, present: dict[str, Link]) -> Vif:
         d.limits,
         there,
         home,
+        d.guest.beyond(d.address, d.mac),
     )
 
 

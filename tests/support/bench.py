@@ -21,6 +21,7 @@ from vfr.kernel.fastpath import Config, DomainRow, Fastpath, Forward, Hook
 from vfr.settings import Limits
 from vfr.spec import Router
 from vfr.spec.model import LAN, SORTER
+from vfr.view import GuestWords
 
 _CLONE_NEWNET = 0x40000000
 TC_ACT_SHOT = 2
@@ -180,6 +181,11 @@ class Bench:
                 low,
                 len(domain.ports),
                 router.limits,
+                GuestWords(
+                    IPv4Address(domain.guest_address) if domain.guest_address else None,
+                    domain.guest_mac.hex(":") if domain.guest_mac else None,
+                    IPv4Address(domain.guest_gateway) if domain.guest_gateway else None,
+                ),
             ),
         )
         fp.set_address(IPv4Address(domain.address), slot)

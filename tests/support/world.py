@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
+from typing import Any
 
 from vfr.policy import Rule, compile_rules, parse
 from vfr.settings import Limits
@@ -43,8 +44,22 @@ NODES = {
 }
 
 
-def router(rules: str, known: dict[Rule, int] | None = None) -> Router:
-    """The model's view of it under these rules. `known` are numbers that rules keep; new ones are added."""
+# Two guests that believe to be the same, and one that only has another MAC: (address, MAC, gateway).
+TWIN = ("10.0.2.15", "52:54:00:12:34:56", "10.0.2.2")
+CLONES = {"web": TWIN, "db": TWIN, "odd": (None, TWIN[1], None)}
+
+
+def _guest(name: str) -> dict[str, Any]:
+    address, mac, gateway = CLONES[name]
+    return {
+        "guest_address": int(IPv4Address(address)) if address else None,
+        "guest_mac": bytes.fromhex(mac.replace(":", "")) if mac else None,
+        "guest_gateway": int(IPv4Address(gateway)) if gateway else None,
+    }
+
+
+def router(rules: str, known: dict[Rule, int] | None = None, clones: bool = False) -> Router:
+    """The model's view of it under these rules; with `clones`, its guests believe what CLONES says. `known` are numbers that rules keep; new ones are added."""
     parsed = parse(rules, "case.rules")
     numbers = None if known is None else [known.setdefault(rule, len(known) + 1) for rule in parsed.rules]
     compiled = compile_rules(parsed, {n: s for n, s in SLOTS.items() if s}, LAN_NET, numbers)
@@ -53,6 +68,7 @@ def router(rules: str, known: dict[Rule, int] | None = None) -> Router:
             int(IPv4Address(NODES[name].ip)),
             bytes.fromhex(NODES[name].mac.replace(":", "")),
             range(NAT_LOW + BLOCK * slot, NAT_LOW + BLOCK * (slot + 1)) if slot else range(0),
+            **(_guest(name) if clones and slot else {}),
         )
         for name, slot in SLOTS.items()
     }

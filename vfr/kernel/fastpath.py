@@ -25,6 +25,7 @@ from vfr.kernel import attach, bpf, layout, loader
 from vfr.kernel.ringbuf import RingBuffer
 from vfr.policy.compile import level_bit
 from vfr.settings import LAN_FRAGMENTS, Limits, Timers, forgettable
+from vfr.view import GuestWords
 
 if TYPE_CHECKING:
     from vfr.policy import CompiledPolicy
@@ -96,6 +97,7 @@ class DomainRow:
     port_low: int
     port_count: int
     limits: Limits = field(default_factory=Limits)
+    guest: GuestWords = field(default_factory=GuestWords)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +184,21 @@ def _config(row: _abi.Config) -> Config:
     )
 
 
+def _mac_bytes(mac: str) -> ctypes.Array[ctypes.c_uint8]:
+    return (ctypes.c_uint8 * 6)(*bytes.fromhex(mac.replace(":", "")))
+
+
+def _guest(row: _abi.Domain) -> GuestWords:
+    """What the row says of its guest beyond what the router knows."""
+    return GuestWords(
+        IPv4Address(row.guest_address) if row.guest_address != row.address else None,
+        bytes(row.guest_mac).hex(":") if bytes(row.guest_mac) != bytes(row.mac) else None,
+        IPv4Address(row.guest_gateway) if row.guest_gateway else None,
+    )
+
+
 def _domain_row(row: DomainRow) -> bytes:
-    mac = bytes.fromhex(row.mac.replace(":", ""))
+    guest = row.guest
     return bytes(
         _abi.Domain(
             generation=row.generation,
@@ -192,7 +207,11 @@ def _domain_row(row: DomainRow) -> bytes:
             mtu=row.mtu,
             port_low=row.port_low,
             port_count=row.port_count,
-            mac=(ctypes.c_uint8 * 6)(*mac),
+            mac=_mac_bytes(row.mac),
+            guest_address=int(guest.address or row.address),
+            guest_gateway=int(guest.gateway or 0),
+            guest_mac=_mac_bytes(guest.mac or row.mac),
+            is_clone=guest.is_clone,
             deliver=row.deliver,
             **{_LIMIT_FIELDS.get(name, name): value for name, value in asdict(row.limits).items()},
         )
@@ -210,6 +229,7 @@ def _domain(row: _abi.Domain) -> DomainRow:
         port_low=row.port_low,
         port_count=row.port_count,
         limits=Limits(**{f.name: getattr(row, _LIMIT_FIELDS.get(f.name, f.name)) for f in fields(Limits)}),
+        guest=_guest(row),
     )
 
 

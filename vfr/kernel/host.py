@@ -302,7 +302,9 @@ class Host:
             fp.attach(link.index, "vif", vif.interface)
         if vif.netns:
             self._step(f"{vif.interface}: configure the guest's end")
-            links.configure_guest(vif.netns, "eth0", vif.address, self._gateway())
+            links.configure_guest(
+                vif.netns, "eth0", vif.guest.address or vif.address, vif.guest.gateway or self._gateway()
+            )
         if vif.device != vif.interface:
             self._dom0_device()
         self._step(f"{vif.interface}: up")
@@ -348,7 +350,7 @@ class Host:
         elif vif.kind == "dom0":
             links.make_veth(vif.interface, vif.device, None, GATEWAY_MAC, vif.mac, mtu)
         else:
-            links.make_veth(vif.interface, "eth0", vif.netns, GATEWAY_MAC, vif.mac, mtu)
+            links.make_veth(vif.interface, "eth0", vif.netns, GATEWAY_MAC, vif.guest.mac or vif.mac, mtu)
 
     def _harden(self, vif: Vif, link: links.Link) -> None:
         self._step(f"{vif.interface}: nothing for the host's stack")
@@ -399,6 +401,7 @@ class Host:
                 vif.port_low,
                 vif.port_count,
                 vif.limits,
+                vif.guest,
             ),
         )
         fp.set_address(vif.address, vif.slot)

@@ -128,11 +128,14 @@ class DomainLine:
     address: str | None = None
     mac: str | None = None
     limits: tuple[tuple[str, int], ...] = ()
+    guest: tuple[tuple[str, str], ...] = ()  # of a clone: address, mac, gateway that the guest believes in
 
     def __str__(self) -> str:
         words = ["domain", self.name, *([self.kind, self.place] if self.kind else [])]
         for word, value in (("address", self.address), ("mac", self.mac)):
             words += [word, value] if value else []
+        for name, value in self.guest:
+            words += [f"guest-{name}", value]
         for name, number in self.limits:
             words += [name.replace("_", "-"), str(number)]
         return " ".join(words)
@@ -307,8 +310,13 @@ class _Builder:
             raise _At(name, f"the domain {str(name)!r} needs one place: netns, tap or device")
         kind, place = places[0] if places else ("", "")
         address, mac = given.pop("address", None), given.pop("mac", None)
+        guest = tuple(
+            (what, str(given.pop(f"guest-{what}")))
+            for what in ("address", "mac", "gateway")
+            if f"guest-{what}" in given
+        )
         limits = tuple((key.replace("-", "_"), _number(value)) for key, value in given.items())
-        made = DomainLine(str(name), kind, str(place), address and str(address), mac and str(mac), limits)
+        made = DomainLine(str(name), kind, str(place), address and str(address), mac and str(mac), limits, guest)
         self.domains.append((made, name))
 
     # The whole
@@ -375,7 +383,9 @@ def _icmp_request(token: Token) -> int:
 _OWN_WORDS = {ICMP: "icmp"} | {number: word for word, number in WITH_PORTS.items()}
 DIGITS_MOST = 12
 _NAT_OPTIONS = ("address", "ports", "ports-per-domain", "ssh")
-_DOMAIN_OPTIONS = ("netns", "tap", "device", "address", "mac", *(f.name.replace("_", "-") for f in fields(Limits)))
+_GUEST_OPTIONS = ("guest-address", "guest-mac", "guest-gateway")
+_PLACES = ("netns", "tap", "device")
+_DOMAIN_OPTIONS = (*_PLACES, "address", "mac", *_GUEST_OPTIONS, *(f.name.replace("_", "-") for f in fields(Limits)))
 
 
 def _options(words: list[Token], known: Sequence[str], what: str) -> dict[str, Token]:

@@ -56,6 +56,7 @@ from vfr.spec.packet import (
     long,
     ones_sum,
     parse_ip,
+    readdress,
     requote,
     rewrite,
     with_id,
@@ -106,6 +107,24 @@ class Domain:
     mac: bytes
     ports: range = range(0)
     mtu: int = 1500
+    guest_address: int | None = None
+    guest_mac: bytes | None = None
+    guest_gateway: int | None = None
+
+    @property
+    def seen_address(self) -> int:
+        """The address that the guest believes to have, as snapshots of one VM all do."""
+        return self.address if self.guest_address is None else self.guest_address
+
+    @property
+    def seen_mac(self) -> bytes:
+        """The MAC that the guest has."""
+        return self.guest_mac or self.mac
+
+    @property
+    def is_clone(self) -> bool:
+        """Whether the guest believes anything else than the router knows."""
+        return (self.guest_address, self.guest_mac, self.guest_gateway) != (None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +145,10 @@ class Router:
     timers: Timers = field(default_factory=Timers)
     sorter: bool = True
     host_ports: frozenset[tuple[int, int]] = frozenset()
+
+    def gateway_seen(self, domain: Domain) -> int:
+        """Whom the domain's guest takes for the router."""
+        return self.gateway if domain.guest_gateway is None else domain.guest_gateway
 
     def slot_of_mac(self, mac: bytes) -> int | None:
         return next((slot for slot, d in self.domains.items() if d.mac == mac), None)
@@ -302,7 +325,7 @@ def _guard_target(p: Packet) -> None:
 def _guard_ip(own: Domain, frame: bytes) -> Packet:
     _check_ip_header(frame)
     p = parse_ip(frame)
-    _end_if((p.src != own.address, V.DROP_SRC_IP))
+    _end_if((p.src != own.seen_address, V.DROP_SRC_IP))
     _guard_target(p)
     _end_if(
         (frame[0] & 1, V.DROP_GROUP_MAC),
@@ -317,7 +340,7 @@ def _guard_arp(own: Domain, frame: bytes) -> None:
     sender = long(frame, 28)
     _end_if(
         (not is_ours, V.DROP_ARP_HEADER),
-        (frame[22:28] != own.mac or sender not in (0, own.address), V.DROP_ARP_SENDER),
+        (frame[22:28] != own.seen_mac or sender not in (0, own.seen_address), V.DROP_ARP_SENDER),
         (not frame[0] & 1 and frame[:6] != GATEWAY_MAC, V.DROP_DST_MAC),
     )
 
@@ -326,7 +349,7 @@ def _guard(own: Domain, frame: bytes) -> Packet | None:
     """The packet, or None for ARP, and for raw Ethernet, that is in order."""
     _end_if((len(frame) < 14, V.DROP_TRUNCATED))
     ethertype = word(frame, 12)
-    _end_if((ethertype in VLANS, V.DROP_VLAN), (frame[6:12] != own.mac, V.DROP_SRC_MAC))
+    _end_if((ethertype in VLANS, V.DROP_VLAN), (frame[6:12] != own.seen_mac, V.DROP_SRC_MAC))
     if ethertype == ETHER_IP:
         _end_if((len(frame) < 34, V.DROP_TRUNCATED))
         return _guard_ip(own, frame)
@@ -376,12 +399,12 @@ def _is_redirect(frame: bytes, p: Packet) -> bool:
 def _answer(router: Router, slot: int, frame: bytes) -> bytes:
     """The ARP reply to a request that deserves one."""
     asked = long(frame, 38)
-    peer = router.slot_of(asked)
-    known = asked == router.gateway or (peer is not None and router.policy.may_talk(slot, peer))
+    own, peer = router.domains[slot], router.slot_of(asked)
+    known = asked == router.gateway_seen(own) or (peer not in (None, 0, slot) and router.policy.may_talk(slot, peer))
     _end_if(
         (frame[20:22] == b"\0\2", V.DROP_ARP_REPLY),
         (not any(frame[28:32]), V.DROP_ARP_PROBE),
-        (asked == router.domains[slot].address, V.DROP_ARP_OWN),
+        (asked == own.seen_address, V.DROP_ARP_OWN),
         (not known, V.DROP_ARP_UNANSWERED),
     )
     sender = frame[22:32]
@@ -717,6 +740,8 @@ class _Run:
         if not p.later:
             self.ask_policy(flow, p)
         mtu = router.uplink_mtu if flow.to == LAN else router.domains[flow.to].mtu
+        if flow.to != LAN and router.domains[flow.to].is_clone:
+            self.check_seen(router.domains[flow.to], p)
         _end_if((p.ttl <= 1, V.DROP_TTL))
         if p.length > mtu:
             _end_if((p.fragment & DONT or self.sorted, V.DROP_TOO_BIG), (not router.sorter, V.DROP_NO_SORTER))
@@ -760,7 +785,8 @@ class _Run:
         frame = with_ttl(frame, frame[22] - 1)
         if flow.to == LAN:
             return Step(self.state(), V.TO_LAN, frame, LAN)
-        frame = self.router.domains[flow.to].mac + GATEWAY_MAC + frame[12:]
+        to = self.router.domains[flow.to]
+        frame = to.seen_mac + GATEWAY_MAC + self.left(to, frame)[12:]
         return Step(self.state(), V.TO_DOMAIN if flow.to else V.TO_DOM0, frame, flow.to)
 
     # State
@@ -915,6 +941,7 @@ class _Run:
                 return self.ether(frame)
             if self.packet is None:
                 return Step(self.state(), V.ANSWERED, _answer(self.router, sender, frame), sender)
+            frame = self.entered(self.router.domains[sender], frame)
             return self.from_domain(frame)
         except _End as end:
             return self.ended(end.verdict, frame)
@@ -925,7 +952,67 @@ class _Run:
         if to is None or to == self.sender or router.policy.decide(self.sender, to, 0, kind, 0, True) != "allow":
             raise _End(V.DROP_ETHERTYPE)
         _end_if((len(frame) > router.domains[to].mtu + L3, V.DROP_TOO_BIG))
+        frame = router.domains[to].seen_mac + router.domains[self.sender].mac + frame[12:]
         return Step(self.state(), V.TO_DOMAIN if to else V.TO_DOM0, frame, to)
+
+    # What a clone's guest believes, and what the router knows
+
+    def entered(self, own: Domain, frame: bytes) -> bytes:
+        """A clone's frame as an ordinary domain would have sent it."""
+        p, known, seen = self.packet, self.router.gateway, self.router.gateway_seen(own)
+        assert p is not None
+        if not own.is_clone:
+            return frame
+        _end_if(
+            (p.protocol not in PROTOCOLS, V.DROP_PROTOCOL),
+            (p.dst == own.address, V.DROP_MARTIAN),
+            (p.dst == known != seen, V.DROP_NO_DOMAIN),
+        )
+        if p.error:
+            quoted = _quoted(frame, replace(p, dst=long(frame, QUOTED + 12)))
+            if quoted is None or quoted.src != own.seen_address:
+                raise _End(V.DROP_ICMP_ERROR)
+            frame = requote(frame, quoted, True, own.address)
+            if long(frame, QUOTED + 12) == seen != known:
+                frame = requote(frame, quoted, False, known)
+        frame = readdress(frame, p, True, own.address)
+        self.packet = replace(p, src=own.address)
+        if p.dst == seen != known:
+            frame = readdress(frame, p, False, known)
+            self.packet = replace(self.packet, dst=known)
+        return frame
+
+    def check_seen(self, to: Domain, p: Packet) -> None:
+        """Whether the guest can be shown it: not what comes from whom it takes for itself, or for its gateway."""
+        seen = self.router.gateway_seen(to)
+        _end_if(
+            (p.protocol not in PROTOCOLS, V.DROP_PROTOCOL),
+            (p.src == to.seen_address or p.src == seen != self.router.gateway, V.DROP_MARTIAN),
+        )
+
+    def left(self, to: Domain, frame: bytes) -> bytes:
+        """What an ordinary domain would get, as the receiver's guest is to see it."""
+        p, known, seen = self.packet, self.router.gateway, self.router.gateway_seen(to)
+        assert p is not None
+        if not to.is_clone:
+            return frame
+        frame = readdress(frame, p, False, to.seen_address)
+        if long(frame, 26) == known != seen:
+            frame = readdress(frame, p, True, seen)
+        if p.error:
+            frame = requote(frame, p, False, to.seen_address)
+        if p.error and long(frame, QUOTED + 16) == known != seen:
+            frame = requote(frame, p, True, seen)
+        return frame
+
+    def restored(self, own: Domain, frame: bytes) -> bytes:
+        """What a clone sent, as it sent it."""
+        p, seen = self.packet, self.router.gateway_seen(own)
+        assert p is not None
+        if not own.is_clone:
+            return frame
+        frame = readdress(frame, p, True, own.seen_address)
+        return readdress(frame, p, False, seen) if p.dst == self.router.gateway != seen else frame
 
     def run_sorted(self, frame: bytes) -> Step:
         self.sorted = True
@@ -983,8 +1070,9 @@ class _Run:
         if from_lan:
             return icmp_error(frame, kind, code, mtu, router.outside or 0, p.src)
         own = router.domains[self.sender]
-        answer = icmp_error(frame, kind, code, mtu, router.gateway, own.address)
-        return own.mac + GATEWAY_MAC + answer[12:]
+        frame = self.restored(own, frame)
+        answer = icmp_error(frame, kind, code, mtu, router.gateway_seen(own), own.seen_address)
+        return own.seen_mac + GATEWAY_MAC + answer[12:]
 
 
 def _first(ports: list[int]) -> int:

@@ -147,14 +147,27 @@ def rewrite(frame: bytes, p: Packet, source: bool, address: int, port: int) -> b
     return bytes(out)
 
 
-def requote(frame: bytes, p: Packet, outward: bool, address: int, port: int) -> bytes:
-    """An ICMP error whose quoted packet has another target (outward) or source (inward)."""
+def readdress(frame: bytes, p: Packet, source: bool, address: int) -> bytes:
+    """The frame with another source, or target, address, whatever its ports."""
+    out, new = bytearray(frame), address.to_bytes(4, "big")
+    old = put(out, 26 if source else 30, new)
+    fix(out, 24, old, new)
+    if p.protocol != ICMP and not p.later and not p.error:
+        fix(out, L4 + CHECKSUM_AT[p.protocol], old, new, p.protocol == UDP)
+    return bytes(out)
+
+
+def requote(frame: bytes, p: Packet, outward: bool, address: int, port: int | None = None) -> bytes:
+    """An ICMP error whose quoted packet has another target (outward) or source (inward); without a port, it stays."""
     out = bytearray(frame)
-    new_address, new_port = address.to_bytes(4, "big"), port.to_bytes(2, "big")
+    port_at = p.quoted_l4 + (4 if p.protocol == ICMP else 2 if outward else 0)
+    new_address, new_port = (
+        address.to_bytes(4, "big"),
+        (word(out, port_at) if port is None else port).to_bytes(2, "big"),
+    )
     before = bytes(out[L4 + 4 : L3 + p.length])
     old = put(out, QUOTED + (16 if outward else 12), new_address)
     fix(out, QUOTED + 10, old, new_address)
-    port_at = p.quoted_l4 + (4 if p.protocol == ICMP else 2 if outward else 0)
     old_port = put(out, port_at, new_port)
     checksum_at = p.quoted_l4 + CHECKSUM_AT[p.protocol]
     if checksum_at + 2 <= L3 + p.length:
