@@ -169,7 +169,8 @@ def _from_domain(scene: Scene, q: Question, seat: Seat, target: End, port: int) 
     if seat.trouble:
         return Explanation(str(q), False, None, f"nothing of {seat.name}'s comes in: {seat.trouble}", said)
     mac = target.seat.mac if q.ether and target.seat else GATEWAY_MAC
-    packet = Packet(seat.mac, mac, seat.address, target.address, q.protocol, 0, port, q.ether)
+    there = seat.gateway_seen if target.seat and target.seat.name == DOM0 and seat.gateway_seen else target.address
+    packet = Packet(seat.mac_seen, mac, seat.address_seen, there, q.protocol, 0, port, q.ether)
     return Start("vif", seat.index, packet, said, by_arp=seat.name == DOM0 and not q.ether)
 
 
@@ -338,8 +339,8 @@ def _answer(scene: Scene, hop: Hop) -> tuple[Hook, int, Packet] | None:
 
 def _receiver(scene: Scene, hop: Hop) -> Seat | None:
     """The domain that it was handed over to."""
-    out = hop.out
-    return next((seat for seat in scene.seats.values() if out and seat.mac == out.dst_mac), None)
+    delivered = hop.run.verdict in (Verdict.TO_DOMAIN, Verdict.TO_DOM0)
+    return scene.seat_in(hop.run.target) if delivered else None
 
 
 def _alike(scene: Scene, conversations: Sequence[Conversation], start: Start, opener: End) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from vfr.forwards import ways
 from vfr.plan import DOM0_DEVICE, DOM0_VIF
 from vfr.policy.rules import ANY, DOM0, INTERNET, LAN, LINK_LOCAL, WITH_PORTS, RuleSet, is_internet
 from vfr.question import Question, what_text
+from vfr.view import GuestWords
 
 if TYPE_CHECKING:
     from vfr.kernel.fastpath import Config, Forward, Hook
@@ -39,6 +40,22 @@ class Seat:
     index: int
     trouble: str = ""
     unreachable: str = ""
+    guest: GuestWords = field(default_factory=GuestWords)
+
+    @property
+    def address_seen(self) -> IPv4Address:
+        """What its guest believes to have for an address,"""
+        return self.guest.address or self.address
+
+    @property
+    def mac_seen(self) -> str:
+        """for a MAC,"""
+        return self.guest.mac or self.mac
+
+    @property
+    def gateway_seen(self) -> IPv4Address | None:
+        """and for the router; None if that is what it takes it for."""
+        return self.guest.gateway
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +170,8 @@ def _seats(host: Host, contents: Contents, present: Mapping[str, Link]) -> dict[
         entered = row is not None and link is not None and vifs.get(link.index) == slot
         trouble = _trouble(host, link, vif, "vif") or ("" if entered else f"{vif} is not in the fastpath's tables")
         reached = _reached(present.get(device), device)
-        seats[name] = Seat(name, slot, address, mac, vif, link.index if link else 0, trouble, reached)
+        guest = row.guest if row else GuestWords()
+        seats[name] = Seat(name, slot, address, mac, vif, link.index if link else 0, trouble, reached, guest)
     return seats
 
 

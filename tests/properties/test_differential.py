@@ -17,6 +17,7 @@ from random import Random
 import pytest
 from scapy.layers.l2 import Ether
 from support import policies, world
+from support import traffic as traffic_frames
 from support.bench import Bench, Outcome
 from support.native import Native
 from support.traffic import Traffic
@@ -24,9 +25,9 @@ from support.traffic import Traffic
 from vfr import _abi
 from vfr.kernel.fastpath import Fastpath
 from vfr.policy import Rule
-from vfr.spec import State, step
+from vfr.spec import Router, State, step
 from vfr.spec.model import SECOND, Session
-from vfr.spec.packet import ETHER_IP, ETHER_IPV6, long, word
+from vfr.spec.packet import ETHER_ARP, ETHER_IP, ETHER_IPV6, ICMP, TCP, UDP, long, parse_ip, readdress, word
 
 PACKETS = int(os.environ.get("VFR_PACKETS", "60000"))
 SEED = int(os.environ.get("VFR_SEED", "0"))
@@ -147,9 +148,9 @@ def _less(ones: tuple[Tables, ...], others: tuple[Tables, ...]) -> list[Tables]:
 class Trial:
     """One conversation on the native build and the model, and on the object if there is one."""
 
-    def __init__(self, rules: str, native: Native, bench: Bench | None = None) -> None:
+    def __init__(self, rules: str, native: Native, bench: Bench | None = None, clones: bool = False) -> None:
         self.rules, self.native, self.bench, self.state = rules, native, bench, State()
-        self.router = world.router(rules, NUMBERS)
+        self.router = world.router(rules, NUMBERS, clones)
         native.reset(self.router)
         if bench:
             bench.reset(self.router)
@@ -193,9 +194,13 @@ class Trial:
             if one:
                 one.fastpath.replace_policy(policy)  # type: ignore[arg-type]
 
+    def _slot(self, sent: Sent) -> int | None:
+        """Whose packet it is: what the sorter gives back says so itself."""
+        return sent.sender if sent.sender in self.router.domains else self.router.slot_of(long(sent.frame, 26))
+
     def _as_it_chanced(self, sent: Sent, seen: Outcome) -> Sent:
         """Where the object chose an outside port, the native build is to find the same one first."""
-        slot = self.router.slot_of(long(sent.frame, 26))
+        slot = self._slot(sent)
         if not slot or len(sent.frame) < 40:
             return sent
         if seen.frame and len(seen.frame) >= 40:
@@ -206,7 +211,7 @@ class Trial:
 
     def _choose(self, sent: Sent, free: list[int]) -> int:
         """Where any free port is as good as another, the model is told which one it was."""
-        slot = self.router.slot_of(long(sent.frame, 26))
+        slot = self._slot(sent)
         taken = _port_taken(self.native.fastpath, slot, sent.frame) if slot else 0
         return taken if taken in free else free[0]
 
@@ -221,11 +226,27 @@ class Trial:
             raise Disagreement(f"the object's tables\n{a}\nthe native build's\n{b}")
 
 
-def _shrunk(rules: str, native: Native, sent: list[Sent]) -> list[Sent]:
+def _as_guest(router: Router, sender: int, frame: bytes, rng: Random) -> bytes:
+    """An ordinary domain's frame as a clone's guest would send it, mostly."""
+    own, ethertype = router.domains.get(sender), word(frame, 12)
+    if own is None or not own.is_clone or rng.random() < 0.05:
+        return frame
+    if ethertype == ETHER_ARP and long(frame, 28) == own.address:
+        return frame[:28] + own.seen_address.to_bytes(4, "big") + frame[32:]
+    if ethertype != ETHER_IP or len(frame) < 54 or frame[14] != 0x45 or long(frame, 26) != own.address:
+        return frame
+    p = parse_ip(frame)
+    p = p if p.protocol in (TCP, UDP) else replace(p, protocol=ICMP)
+    seen = router.gateway_seen(own)
+    frame = readdress(frame, p, True, own.seen_address)
+    return readdress(frame, p, False, seen) if p.dst == router.gateway and rng.random() < 0.9 else frame
+
+
+def _shrunk(rules: str, native: Native, sent: list[Sent], clones: bool) -> list[Sent]:
     """A shorter conversation that the native build and the model still disagree about, if they do."""
 
     def fails(some: list[Sent]) -> bool:
-        trial = Trial(rules, native)
+        trial = Trial(rules, native, clones=clones)
         try:
             for one in some:
                 trial.send(one)
@@ -252,11 +273,17 @@ def _report(rules: str, seed: int, sent: list[Sent], why: Disagreement) -> str:
 
 
 def _converse(
-    rules: str, seed: int, native: Native, bench: Bench | None, ended: Counter[str], changes: float = 0
+    rules: str,
+    seed: int,
+    native: Native,
+    bench: Bench | None,
+    ended: Counter[str],
+    changes: float = 0,
+    clones: bool = False,
 ) -> None:
     """One conversation; counts how its packets ended. `changes` is how likely rules change before a packet."""
     rng, now, sent, host = Random(seed), START, list[Sent](), frozenset[tuple[int, int]]()
-    traffic, trial = Traffic(rng), Trial(rules, native, bench)
+    traffic, trial = Traffic(rng), Trial(rules, native, bench, clones)
     try:
         for _ in range(LENGTH):
             pause = rng.choice((2, 29, 31, 61, 241, 301)) if rng.random() < 0.1 else 0
@@ -264,6 +291,7 @@ def _converse(
             if rng.random() < 0.03:
                 host = frozenset(port for port in HOST_PORTS if rng.random() < 0.5)
             sender, frame = traffic.next()
+            frame = _as_guest(trial.router, sender, frame, rng) if clones else frame
             change = rng.choice(RULES) if rng.random() < changes else None
             sent.append(Sent(now, sender, frame, rng.randrange(world.BLOCK), host, change))
             sent[-1], seen = trial.send(sent[-1])
@@ -274,7 +302,7 @@ def _converse(
                 traffic.delivered(seen.target, seen.frame)
         trial.end(now)
     except AssertionError as why:
-        short = _shrunk(rules, native, sent)
+        short = _shrunk(rules, native, sent, clones)
         raise AssertionError(_report(rules, seed, short, Disagreement(str(why)))) from None
 
 
@@ -295,6 +323,20 @@ def test_object_native_build_and_model_agree(bench: Bench, native: Native) -> No
     passed = sum(count for name, count in ended.items() if name.startswith("TO_"))
     assert passed > PACKETS // 20, "nearly nothing passed: this tests nothing"
     assert ended["DROP_TOO_FAST"] or PACKETS < 60000, "no limit was ever reached"
+
+
+def test_object_native_build_and_model_agree_about_clones(
+    bench: Bench, native: Native, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = Counter[str]()
+    for slot, domain in world.router(RULES[0], clones=True).domains.items():
+        monkeypatch.setitem(traffic_frames.MAC, slot, domain.seen_mac)
+    for rules, seeds in _chunks(PACKETS // 3):
+        for seed in seeds:
+            bench._thread.submit(_converse, rules, seed, native, bench, ended, 0, True).result()
+    print("\n".join(f"{count:>9} {name}" for name, count in ended.most_common()))
+    passed = sum(count for name, count in ended.items() if name.startswith("TO_"))
+    assert passed > PACKETS // 60, "nearly nothing passed: this tests nothing"
 
 
 def test_native_build_and_model_agree_while_rules_change(native: Native) -> None:

@@ -39,6 +39,7 @@ class Run:
     frame: bytes | None
     row: int
     ifindex: int
+    target: int  # the receiver's slot, or Limit.NODE_LAN, if it was delivered
     rule: int
     opener: int
     asked: int
@@ -87,6 +88,7 @@ class Twin:
             frame=None if action == TC_ACT_SHOT else out,
             row=trace.row,
             ifindex=trace.ifindex,
+            target=trace.target,
             rule=trace.rule,
             opener=trace.opener,
             asked=trace.asked,
