@@ -233,8 +233,10 @@ class Registry:
         version = self._version()
         if version == 2:
             self._db.execute(_RETURNED)
-        if version in READABLE:
+        has = {name for _, name, *_ in self._db.execute("PRAGMA table_info(domains)")}
+        if "guest" not in has:
             self._db.execute(_GUESTS)
+        if version in READABLE:
             self._db.execute(f"PRAGMA user_version = {SCHEMA}")
 
     def close(self) -> None:
