@@ -217,6 +217,44 @@ def domain_show(name: str, json: Json = False) -> None:
         _show(answer, json, lambda d: _table(("WHAT", "IS"), [(k, str(v)) for k, v in d.items()]))
 
 
+def _show_carried(answer: dict[str, Any]) -> None:
+    print(
+        f"{answer['name']}: {answer['sessions']} sessions of its own, {answer['inbound']} from the LAN,"
+        f" {answer['mappings']} mappings"
+    )
+    if answer["left_out"]:
+        print(f"{answer['left_out']} sessions were left out: {answer['why']}")
+
+
+@app.command()
+def save(
+    name: Annotated[str, typer.Argument(help="The domain's name.")],
+    file: Annotated[Path, typer.Argument(help="Where to; it must not be there.")],
+    json: Json = False,
+) -> None:
+    """Take a guest off, with its sessions, into a file."""
+    with Router() as router:
+        _show(asdict(router.save_domain(name, file)), json, _show_carried)
+
+
+@app.command()
+def restore(
+    name: Annotated[str, typer.Argument(help="The domain's name.")],
+    file: Annotated[Path, typer.Argument(help="What `vfr save` wrote.")],
+    netns: Annotated[str | None, typer.Option(help="It hangs at this network namespace now.")] = None,
+    tap: Annotated[str | None, typer.Option(help="It hangs at this TAP now, which is made.")] = None,
+    device: Annotated[str | None, typer.Option(help="It hangs at this interface now.")] = None,
+    without_sessions: Annotated[
+        bool, typer.Option("--without-sessions", help="Name, address, MAC and limits only, with any ports.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Put a guest back that was saved, here or on another host."""
+    with Router() as router:
+        carried = router.restore_domain(name, file, netns=netns, tap=tap, device=device, sessions=not without_sessions)
+        _show(asdict(carried), json, _show_carried)
+
+
 def _given(options: dict[str, int | None]) -> dict[str, int]:
     return {name: value for name, value in options.items() if value is not None}
 

@@ -66,6 +66,7 @@ class Wanted:
     uplink: Uplink | None = None
     forwards: frozenset[Forward] = frozenset()
     routes: frozenset[IPv4Network] = frozenset()
+    away: Mapping[IPv4Address, int] = field(default_factory=dict)  # who is saved: what is sent there is dropped
 
     def smallest_mtu(self, actual: Actual) -> int:
         """What the sorter cuts to, since it knows no destinations: it fits everywhere."""
@@ -153,7 +154,7 @@ def _removals(wanted: Wanted, actual: Actual) -> list[Change]:
     indexes = {actual.ports[name].index for name in ours if name in actual.ports}
     gone += [Change(f"forget interface {i}", "clear_vif", (i,)) for i in actual.vifs if i not in indexes]
     for address, slot in actual.addresses.items():
-        if slot not in slots or slots[slot].address != address:
+        if (slot not in slots or slots[slot].address != address) and wanted.away.get(address) != slot:
             gone.append(Change(f"forget {address}", "clear_address", (address,)))
     for mac, slot in actual.macs.items():
         if slot not in slots or slots[slot].mac != mac:
@@ -229,6 +230,11 @@ def plan(wanted: Wanted, actual: Actual) -> list[Change]:
         todo.append(Change("load the fastpath", "load"))
         actual = Actual(ports=actual.ports, guard=actual.guard)
     todo += _removals(wanted, actual)
+    todo += [
+        Change(f"hold {address}", "hold_address", (address, slot))
+        for address, slot in wanted.away.items()
+        if actual.addresses.get(address) != slot
+    ]
     if not is_wanted(wanted.guard, actual.guard):
         todo.append(Change("write the nftables guard", "write_guard", (wanted.guard,)))
     if actual.digest != wanted.digest:

@@ -27,9 +27,11 @@ SCHEMA = 5
 READABLE = (2, 3, 4)
 LOCK_WAIT_S = 120
 # Version 3 added the blocks of ports that domains gave back, in the order in which they did. Version 4 notes of the
-# rule file what is asked for often, and may have an earlier state to go back to. Version 5 knows of clones.
+# rule file what is asked for often, and may have an earlier state to go back to. Version 5 knows of clones, and of
+# domains that are away in a file.
 _RETURNED = "CREATE TABLE returned (number INTEGER PRIMARY KEY, port_low INTEGER NOT NULL, port_count INTEGER NOT NULL)"
-_GUESTS = "ALTER TABLE domains ADD COLUMN guest TEXT NOT NULL DEFAULT '{}'"
+# Columns of domains that older versions do not have.
+_ADDED = {"guest": "TEXT NOT NULL DEFAULT '{}'", "saved": "TEXT"}
 _TABLES = f"""
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE domains (
@@ -44,7 +46,8 @@ CREATE TABLE domains (
     port_low INTEGER NOT NULL UNIQUE,
     port_count INTEGER NOT NULL,
     limits TEXT NOT NULL,
-    guest TEXT NOT NULL DEFAULT '{{}}'
+    guest TEXT NOT NULL DEFAULT '{{}}',
+    saved TEXT
 );
 {_RETURNED};
 """
@@ -80,7 +83,8 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """One domain as it is wanted. `id` is never given twice."""
+    """One domain as it is wanted. `id` is never given twice. One that is `saved` (the token of the file) is away: it
+    keeps what is its own, and nothing comes from or goes to it."""
 
     id: int
     name: str
@@ -94,6 +98,7 @@ class Domain:
     port_count: int
     limits: Limits = field(default_factory=Limits)
     guest: GuestWords = field(default_factory=GuestWords)
+    saved: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +163,8 @@ def _forward(raw: dict[str, Any]) -> ForwardRule:
     return ForwardRule(**{**raw, "outside": tuple(raw["outside"]), "inside": tuple(raw["inside"])})
 
 
-def _domain(named: dict[str, Any]) -> Domain:
+def domain_of(named: dict[str, Any]) -> Domain:
+    """A domain from its fields as plain values; those that an older version did not have are as they are by themselves."""
     limits = json.loads(named["limits"]) if isinstance(named["limits"], str) else named["limits"]
     guest = named.get("guest") or {}
     guest = json.loads(guest) if isinstance(guest, str) else guest
@@ -194,7 +200,7 @@ def from_text(text: str) -> Contents:
     """What as_text wrote down."""
     raw = json.loads(text)
     return Contents(
-        tuple(map(_domain, raw["domains"])),
+        tuple(map(domain_of, raw["domains"])),
         _nat(raw["nat"]) if "nat" in raw else None,
         _rules(raw["rules"]) if "rules" in raw else None,
         Timers(**raw["timers"]),
@@ -234,8 +240,9 @@ class Registry:
         if version == 2:
             self._db.execute(_RETURNED)
         has = {name for _, name, *_ in self._db.execute("PRAGMA table_info(domains)")}
-        if "guest" not in has:
-            self._db.execute(_GUESTS)
+        for column, kind in _ADDED.items():
+            if column not in has:
+                self._db.execute(f"ALTER TABLE domains ADD COLUMN {column} {kind}")
         if version in READABLE:
             self._db.execute(f"PRAGMA user_version = {SCHEMA}")
 
@@ -266,7 +273,7 @@ class Registry:
         except sqlite3.Error as error:
             raise self._broken(error) from None
         return Contents(
-            tuple(_domain(dict(zip(self._columns(), row, strict=True))) for row in rows),
+            tuple(domain_of(dict(zip(self._columns(), row, strict=True))) for row in rows),
             _nat(json.loads(settings["nat"])) if "nat" in settings else None,
             _rules(json.loads(settings["rules"])) if "rules" in settings else None,
             Timers(**json.loads(settings["timers"])) if "timers" in settings else Timers(),

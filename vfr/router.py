@@ -25,10 +25,11 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vfr import confirming, forwards, mark
+from vfr import confirming, forwards, mark, moving
 from vfr import flows as flowing
 from vfr import instance as instances
 from vfr import reach as reaching
+from vfr import saved as files
 from vfr._abi import Limit
 from vfr.choose import (
     FORWARDS,
@@ -167,6 +168,8 @@ class Router:
 
     def _state(self, d: Domain) -> tuple[str, str]:
         """Up only if the interface is, and our pin is there."""
+        if d.saved is not None:
+            return "saved", f"it is away in a file; `vfr restore {d.name} FILE` puts it back"
         device, home = Path("/sys/class/net") / d.interface, instances.netns_inode(d.netns) if d.netns else None
         if d.netns and home is None:
             return "missing", f"the namespace {d.netns} is gone"
@@ -376,7 +379,7 @@ class Router:
         from vfr.kernel import survey
 
         nat = contents.nat
-        states = [(d, *self._state(d)) for d in contents.domains]
+        states = [(d, *self._state(d)) for d in contents.domains if d.saved is None]
         ours = Ours(
             exists=not contents.is_empty,
             nat=nat is not None,
@@ -407,7 +410,7 @@ class Router:
                 ours,
                 todo=tuple(changes),
                 guard=host.guard_state(),
-                hooks=tuple(host.hooks([d.interface for d in contents.domains], uplink)),
+                hooks=tuple(host.hooks([d.interface for d in contents.domains if d.saved is None], uplink)),
                 unhardened=tuple(host.unhardened()),
                 is_installed=runs in (None, installed),
             )
@@ -571,6 +574,98 @@ class Router:
             return before.without(names)
 
         self._change(change)
+
+    def save_domain(self, name: str, file: Path) -> moving.Carried:
+        """Takes a domain off, its state into a file; what is its own stays held for it until it is restored, or
+        removed. ConflictError if the file is there. If it fails, the domain is as it was."""
+        _check_machine()
+        carried: list[moving.Carried] = []
+
+        def change(before: Contents, _: Registry) -> Contents:
+            from vfr.kernel.host import Host
+
+            host = Host(self._instance, self._on_step)
+            try:
+                after, found = moving.save(host, before, name, file, self._step)
+            except BaseException:
+                self._converge(before)  # it may have been stopped
+                raise
+            finally:
+                host.close()
+            counts = (len(found.sessions), len(found.inbound), len(found.mappings))
+            carried.append(moving.Carried(name, str(file), *counts))
+            self._step("note that it is away")
+            return after
+
+        self._change(change)
+        return carried[0]
+
+    def restore_domain(
+        self,
+        name: str,
+        file: Path,
+        *,
+        netns: str | None = None,
+        tap: str | None = None,
+        device: str | None = None,
+        sessions: bool = True,
+    ) -> moving.Carried:
+        """Puts a saved domain back, where it was or at another place, on this router or another. VfrError for a file that
+        is not in order, ConflictError for what is taken; nothing is changed then."""
+        _check_machine()
+        given = [(k, v) for k, v in (("netns", netns), ("tap", tap), ("device", device)) if v is not None]
+        if len(given) > 1:
+            raise UsageError("a domain hangs at one of --netns, --tap and --device")
+        place = moving.Place(*given[0]) if given else moving.Place()
+        found = files.read(file)
+        if not sessions:
+            found = replace(found, sessions=(), inbound=(), mappings=())
+        same = self._reserve(found, name, place, sessions)
+        try:
+            carried = self._put_back(found, place, same)
+        except BaseException:
+            if not same:
+                with suppress(VfrError):  # the first error is the one to be told
+                    self._change(lambda before, _: before.without({name}))
+            raise
+        return replace(carried, file=str(file))
+
+    def _reserve(self, found: files.Saved, name: str, place: moving.Place, with_sessions: bool) -> bool:
+        """Whether it went away from here; if not, everything is now held for it as if it had."""
+        same = False
+
+        def change(before: Contents, registry: Registry) -> Contents:
+            nonlocal same
+            after = moving.reserve(found, name, before, registry.next_id(), place, with_sessions)
+            same = after == before
+            moving.check_outside(found, after)
+            moving.check_hang(moving.find(name, after), place, after)
+            return after
+
+        self._change(change)
+        return same
+
+    def _put_back(self, found: files.Saved, place: moving.Place, same: bool) -> moving.Carried:
+        carried: list[moving.Carried] = []
+
+        def change(before: Contents, _: Registry) -> Contents:
+            from vfr.kernel.host import Host
+
+            host = Host(self._instance, self._on_step)
+            try:
+                after, counts = moving.put_back(host, before, found, place, same, self._step)
+            finally:
+                host.close()
+            carried.append(counts)
+            self._step("note that it is here")
+            return after
+
+        self._change(change)
+        return carried[0]
+
+    def _step(self, text: str) -> None:
+        if self._on_step:
+            self._on_step(text)
 
     def nat_enable(
         self,

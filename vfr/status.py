@@ -21,8 +21,9 @@ _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
 
 @dataclass(frozen=True, slots=True)
 class DomainStatus:
-    """A domain as `vfr domain list` shows it. `state` is up, missing (its namespace or device is gone)
-    or degraded (`reason` says why); `forward` is the outside port that leads to its ssh; `guest_...` is what a clone's guest believes."""
+    """A domain as `vfr domain list` shows it. `state` is up, missing (its namespace or device is gone), saved (it is
+    away in a file) or degraded (`reason` says why); `forward` is the outside port that leads to its ssh; `guest_...` is
+    what a clone's guest believes."""
 
     name: str
     address: str

@@ -129,7 +129,7 @@ def wanted(contents: Contents) -> Wanted:
     if not contents.is_empty:
         mac = derived_mac("dom0 of VFR")
         vifs.append(Vif(DOM0_ID, "dom0", DOM0_VIF, DOM0_DEVICE, None, GATEWAY, mac, 0, low, 0, DOM0_LIMITS))
-    vifs += [_vif(d, present) for d in contents.domains]
+    vifs += [_vif(d, present) for d in contents.domains if d.saved is None]
     ways = forwards.ways(contents, up is not None)
     guard = Guard(
         tuple(sorted([SORTER, *(v.interface for v in vifs)])),
@@ -153,4 +153,5 @@ def wanted(contents: Contents) -> Wanted:
             for port in range(way.outside[0], way.outside[1] + 1)
         ),
         routes=frozenset([POOL, *(IPv4Network(d.address) for d in contents.domains if d.address not in POOL)]),
+        away={d.address: d.slot for d in contents.domains if d.saved is not None},
     )

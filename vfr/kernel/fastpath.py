@@ -43,6 +43,7 @@ _PROTOCOL_SPACE = {"tcp": Space.SPACE_TCP, "udp": Space.SPACE_UDP}
 # Maps that no program reads, beside the object's: what control notes down in the kernel, for as long as
 # the kernel's own state lives. Name -> (value size, places).
 _DIGEST_SIZE = 64
+NOBODY = 0xFFFFFFFF  # the owner of tables that nobody in particular has
 _ACTIONS = {"allow": Action.ACTION_ALLOW, "reject": Action.ACTION_REJECT, "deny": Action.ACTION_DENY}
 _ONE_BY_ONE = 2000  # so many rows are read faster each by itself than with all others
 _HEADER = int(Limit.NODE_HEADER)
@@ -478,8 +479,9 @@ class Fastpath:
         """
         return frozenset(slot for slot, raw in self._maps["complete"].dump() if _from_u32(raw))
 
-    def new_tables(self, slot: int, limits: Limits, port_count: int) -> None:
-        """Fresh, empty inner maps: the slot's conversations and mappings are gone."""
+    def new_tables(self, slot: int, limits: Limits, port_count: int, owner: int = NOBODY) -> None:
+        """Fresh, empty inner maps: the slot's conversations and mappings are gone. `owner` is the generation whose
+        they are."""
         self._maps["complete"].set(_u32(slot), _u32(0))
         self.new_runtime(slot)
         places = {name: [(slot, entries)] for name, entries in _table_sizes(limits, port_count).items()}
@@ -491,7 +493,25 @@ class Fastpath:
                 self._put_inner(name, place, count).close()
 
         self._side_by_side(places, put)
-        self._maps["complete"].set(_u32(slot), _u32(1))
+        self.own_tables(slot, owner)
+
+    def own_tables(self, slot: int, owner: int) -> None:
+        """Notes that a slot's tables are all there, and whose."""
+        self._maps["complete"].set(_u32(slot), _u32(owner))
+
+    def table_owner(self, slot: int) -> int:
+        """Whose a slot's tables are, 0 if they are not all there, NOBODY if it was not said."""
+        return _from_u32(self._maps["complete"].get(_u32(slot)) or _u32(0))
+
+    def freeze(self, slot: int) -> None:
+        """Nothing comes from or goes to the slot's domain, nor changes its conversations, once this returns: the kernel
+        has waited until no program can be looking. Its tables stay; what it noted of fragments does not."""
+        row = self.domains()[slot]
+        self.own_tables(slot, row.generation)  # an older version did not say whose they are
+        for ifindex in (index for index, at in self.vifs().items() if at == slot):
+            self.clear_vif(ifindex)
+        self.clear_domain(slot)
+        self._put_inner("fragments", slot, row.limits.fragments).close()
 
     @staticmethod
     def _side_by_side(names: Iterable[str], work: Callable[[str], None]) -> None:

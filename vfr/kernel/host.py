@@ -187,7 +187,7 @@ class Host:
         fp.set_config(config)
         if outside_before is not None and outside_before != config.outside:
             for slot, row in fp.domains().items():
-                fp.new_tables(slot, row.limits, row.port_count)
+                fp.new_tables(slot, row.limits, row.port_count, row.generation)
                 fp.clear_block(row.port_low, row.port_count)
 
     def clear_vif(self, index: int) -> None:
@@ -195,6 +195,9 @@ class Host:
 
     def clear_address(self, address: IPv4Address) -> None:
         self.fastpath.clear_address(address)
+
+    def hold_address(self, address: IPv4Address, slot: int) -> None:
+        self.fastpath.set_address(address, slot)
 
     def clear_mac(self, mac: str) -> None:
         self.fastpath.clear_mac(mac)
@@ -377,13 +380,14 @@ class Host:
         """The rows, in the order in which nothing points to what is not there yet."""
         fp = self.fastpath
         row = fp.domains().get(vif.slot)
-        if row is None or row.generation != vif.id or vif.slot not in fp.tables():
+        # A domain that was stopped, or is being restored, has its tables and no row.
+        if (row.generation if row else fp.table_owner(vif.slot)) != vif.id or vif.slot not in fp.tables():
             self._step(f"{vif.interface}: fresh tables")
             fp.clear_domain(vif.slot)
-            fp.new_tables(vif.slot, vif.limits, vif.port_count)
+            fp.new_tables(vif.slot, vif.limits, vif.port_count, vif.id)
             fp.clear_block(vif.port_low, vif.port_count)
             fp.reset_counters(vif.slot)
-        elif row.limits != vif.limits:
+        elif row and row.limits != vif.limits:
             self._step(f"{vif.interface}: tables of another size")
             fp.resize_tables(vif.slot, vif.limits, vif.port_count)
         self._step(f"{vif.interface}: enter the domain")
