@@ -424,6 +424,9 @@ class Router:
         from vfr.kernel.host import Host
 
         asked, contents = explain.question(opener, target, what), self._contents()
+        away = next((d.name for d in contents.domains if d.saved is not None and d.name in (opener, target)), None)
+        if away is not None:
+            raise VfrError(f"the domain {away!r} is away in a file, so nothing comes from it or gets to it")
         _check_root("nobody else may look into the fastpath")
         rules = rules_of(contents)
         host = Host(self._instance)
