@@ -305,7 +305,7 @@ def test_taken_ports_and_another_address_are_told_with_both_sides(host: Host, fi
     assert host.pings("a", "192.0.2.11")
     host.vfr("save", "a", str(file))
     with Host("vu") as other:
-        other.sh("dom0", "ip addr add 192.0.2.2/24 dev eth0; ip addr del 192.0.2.1/24 dev eth0")
+        other.sh("dom0", "ip addr flush dev eth0; ip addr add 192.0.2.2/24 dev eth0")
         other.vfr("nat", "enable", "--uplink", "eth0")
         refused = other.vfr("restore", "a", str(file), "--netns", host.ns("a"), check=False)
         assert refused.returncode == 1 and "192.0.2.1" in refused.stderr and "192.0.2.2" in refused.stderr
