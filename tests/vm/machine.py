@@ -18,35 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
 
+from vfr_lab.debian import KERNELS, Kernel, UnavailableError, ask, pack
+from vfr_lab.debian import kernel as the_kernel
+from vfr_lab.debian import modules as modules_of
 from vm.steps import CPUS, TOP
 
-VM = TOP / "build" / "vm"
-KERNEL_LOG = VM / "kernel.log"
-VERSION = "6.1"
+KERNEL_LOG = KERNELS / "kernel.log"
 BUSYBOX = Path("/bin/busybox")
 KERNEL_LINES = 12
 DEADLINE_S = 900
 PASSED = 2 * 0x20 + 1  # QEMU's exit status when `init` has said so, and nothing else's
 MEMORY = "1G"
 FIRST_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
-# What of the kernel's modules is kept: no sound, no graphics.
-PARTS = ("arch", "crypto", "lib", "net", "fs", "drivers/net", "drivers/virtio")
-
-
-class UnavailableError(Exception):
-    """There is no such machine to be had here; the text says what is missing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """A kernel's package, taken apart: `root` has boot/ and lib/modules/."""
-
-    release: str
-    root: Path
-
-    @property
-    def image(self) -> Path:
-        return self.root / "boot" / f"vmlinuz-{self.release}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,75 +49,6 @@ class Report:
         return "\n".join(failed)
 
 
-def _ask(*argv: str, cwd: Path = TOP) -> str:
-    """A command's output. UnavailableError with its words if it fails or is missing."""
-    try:
-        done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        raise UnavailableError(f"{argv[0]} is not installed") from None
-    if done.returncode:
-        raise UnavailableError(f"{' '.join(argv)}: {(done.stderr or done.stdout).strip()}")
-    return done.stdout
-
-
-def _package() -> str:
-    """The name of the package that the distribution's newest kernel of our version is in."""
-    depends = _ask("apt-cache", "depends", "linux-image-amd64")
-    found = re.search(rf"Depends: (linux-image-{re.escape(VERSION)}\.\S+-amd64)$", depends, re.MULTILINE)
-    if not found:
-        raise UnavailableError(f"linux-image-amd64 is not Linux {VERSION} here: {' '.join(depends.split())}")
-    return found[1]
-
-
-def _download(package: str, into: Path) -> Path:
-    """The package's file."""
-    _ask("apt-get", "download", "-q", package, cwd=into)
-    return next(into.glob("*.deb"))
-
-
-def _take_apart(package: Path, root: Path) -> None:
-    wanted = [f"./lib/modules/*/kernel/{part}" for part in PARTS]
-    tar = ["tar", "-x", "-C", str(root), "--wildcards", "./boot/vmlinuz-*", "./lib/modules/*/modules.*", *wanted]
-    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as source:
-        subprocess.run(tar, stdin=source.stdout, check=True)
-    if source.returncode:
-        raise UnavailableError(f"{package} is damaged")
-
-
-def _fetch() -> Kernel:
-    """The kernel's package, downloaded and taken apart, whole or not at all."""
-    package = _package()
-    release = package.removeprefix("linux-image-")
-    with tempfile.TemporaryDirectory(dir=VM) as directory:
-        root = Path(directory) / "root"
-        root.mkdir()
-        _take_apart(_download(package, Path(directory)), root)
-        _ask("depmod", "-b", str(root), release)
-        root.rename(VM / package)
-    return Kernel(release, VM / package)
-
-
-def kernel() -> Kernel:
-    """The kernel, fetched unless it lies below build/vm from an earlier run."""
-    for image in sorted(VM.glob(f"linux-image-{VERSION}.*/boot/vmlinuz-*")):
-        return Kernel(image.name.removeprefix("vmlinuz-"), image.parents[1])
-    VM.mkdir(parents=True, exist_ok=True)
-    try:
-        return _fetch()
-    except UnavailableError:  # apt's lists may be missing, or older than what the mirror still has
-        _ask("apt-get", "update", "-q")
-        return _fetch()
-
-
-def _first_modules(kernel: Kernel) -> list[Path]:
-    """The files of FIRST_MODULES and of what they need, in the order to load them."""
-    shown = ""
-    for name in FIRST_MODULES:
-        shown += _ask("modprobe", "-d", str(kernel.root), "-S", kernel.release, "--show-depends", name)
-    files = [line.split()[1] for line in shown.splitlines() if line.startswith("insmod ")]
-    return [Path(file) for file in dict.fromkeys(files)]
-
-
 def _initramfs(kernel: Kernel, work: Path) -> Path:
     """The first root: busybox, tests/vm/init, and the modules that it takes to reach this host's files."""
     root = work / "root"
@@ -143,7 +57,7 @@ def _initramfs(kernel: Kernel, work: Path) -> Path:
     for name in ("bin", "sbin", "lib", "lib64"):
         (root / name).symlink_to(f"usr/{name}")
     (root / "var/run").symlink_to("/run")
-    modules = _first_modules(kernel)
+    modules = modules_of(kernel, *FIRST_MODULES)
     for module in modules:
         shutil.copy(module, root / "modules")
     (root / "modules/order").write_text("".join(f"{module.name}\n" for module in modules))
@@ -153,12 +67,7 @@ def _initramfs(kernel: Kernel, work: Path) -> Path:
     shutil.copy(TOP / "tests/vm/init", root / "init")
     for name in ("modprobe", "init"):
         (root / name).chmod(0o755)
-    names = subprocess.run(["find", "."], cwd=root, capture_output=True, check=True).stdout
-    packed = subprocess.run(
-        ["cpio", "-o", "-H", "newc", "--quiet"], cwd=root, input=names, stdout=subprocess.PIPE, check=True
-    )
-    (work / "initramfs").write_bytes(packed.stdout)
-    return work / "initramfs"
+    return pack(root, work / "initramfs")
 
 
 def _share(path: Path, tag: str) -> list[str]:
@@ -220,8 +129,8 @@ def boot() -> Report:
         raise UnavailableError(f"the machine is an x86_64 one, this host is {platform.machine()}")
     if os.geteuid() or not BUSYBOX.exists():
         raise UnavailableError("root, and the package busybox-static, are needed")
-    _ask("qemu-system-x86_64", "--version")
-    found = kernel()
+    ask("qemu-system-x86_64", "--version")
+    found = the_kernel()
     print(f"Linux {found.release} in QEMU; the kernel's own words are in {KERNEL_LOG}", flush=True)
-    with tempfile.TemporaryDirectory(dir=VM) as work:
+    with tempfile.TemporaryDirectory(dir=KERNELS) as work:
         return _report(*_run(_qemu(found, _initramfs(found, Path(work)))))

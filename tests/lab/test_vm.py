@@ -1,0 +1,286 @@
+"""VMs as guests: QEMU with Debian's kernel, on TAPs that VFR made.
+
+    vm1 169.254.1.9 -- tap1 ---.
+    vm2 169.254.1.10 - tap2 -- vv-dom0 -- eth0 192.0.2.1 --- vv-lan 192.0.2.11
+    vv-a 169.254.1.2 ----------'
+
+A VM's kernel is its own, so it is asked by its serial line, and nothing on this host can have helped.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from support.host import Host, run
+
+from vfr_lab.debian import UnavailableError
+from vfr_lab.vm import Card, Image, Vm, image
+
+DOCS = Path(__file__).parents[2] / "docs" / "vm.md"
+LONG = bool(os.environ.get("VFR_LONG"))
+KIBIBYTES = 262144 if LONG else 3072
+VM1, VM2, A, LAN = "169.254.1.9", "169.254.1.10", "169.254.1.2", "192.0.2.11"
+MAC1, MAC2 = "02:00:00:00:00:09", "02:00:00:00:00:0a"
+PLAIN = "csum=off,guest_csum=off,gso=off,mrg_rxbuf=off"
+MODES = {
+    "as it comes": Card("tap1", MAC1),
+    "no offloads": Card("tap1", MAC1, options=PLAIN),
+}
+
+
+class World:
+    """The host, with both VMs' domains and the namespace's; the image that VMs boot, and the key that opens them."""
+
+    def __init__(self, host: Host, key: Path, image: Image) -> None:
+        self.host, self.key, self.image = host, key, image
+        self.first: Vm | None = None
+
+    def vm1(self) -> Vm:
+        """A VM on tap1 that tests share."""
+        if not self.first:
+            self.first = self.boot(Card("tap1", MAC1)).__enter__()
+        return self.first
+
+    def free_tap1(self) -> None:
+        """The shared VM is killed, as by a crash."""
+        if self.first:
+            self.first.kill()
+        self.first = None
+
+    def boot(self, card: Card, name: str = "vm1", address: str = VM1) -> Vm:
+        return Vm(self.image, name, self.host.ns("dom0"), card, address)
+
+    def ssh(self, port: int, command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """From the LAN, by the host's address."""
+        unasked = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "BatchMode=yes", "ConnectTimeout=2"]
+        options = [word for option in unasked for word in ("-o", option)]
+        there = ["-i", str(self.key), "-p", str(port), "root@192.0.2.1", command]
+        return run("ip", "netns", "exec", self.host.ns("lan"), "ssh", "-q", *options, *there, check=check)
+
+    def drops(self, name: str) -> dict[str, int]:
+        """How many frames of a domain's ended under each verdict."""
+        shown = self.host.vfr("stats", name).stdout
+        return {verdict: int(count) for verdict, count in re.findall(r"\b(DROP_\w+)\D+?(\d+)", shown)}
+
+    @contextmanager
+    def dropping(self, name: str, verdict: str) -> Iterator[None]:
+        """What is done meanwhile must end under this verdict."""
+        before = self.drops(name).get(verdict, 0)
+        yield
+        assert self.drops(name).get(verdict, 0) > before, (verdict, self.drops(name))
+
+    @contextmanager
+    def lan_runs(self, program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """A Python program on the LAN, once it has said that it is ready."""
+        argv = ["ip", "netns", "exec", self.host.ns("lan"), sys.executable, "-c", program, *arguments]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout and process.stdout.readline() == "ready\n"
+                yield process
+            finally:
+                process.kill()
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with ExitStack() as stack:
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(work / "key"))
+        try:
+            booted = image(work, (work / "key.pub").read_text())
+        except UnavailableError as reason:
+            pytest.skip(f"no VM to boot: {reason}")
+        host = stack.enter_context(Host("vv"))
+        host.vfr("nat", "enable", "--uplink", "eth0")
+        host.vfr("domain", "add", "vm1", "--tap", "tap1", "--address", VM1, "--mac", MAC1)
+        host.vfr("domain", "add", "vm2", "--tap", "tap2", "--address", VM2, "--mac", MAC2)
+        host.add("a", "--address", A)
+        one = World(host, work / "key", booted)
+        stack.callback(one.free_tap1)
+        yield one
+
+
+@pytest.fixture
+def vm1(world: World) -> Vm:
+    return world.vm1()
+
+
+@pytest.fixture
+def tap1(world: World) -> str:
+    """The TAP, with nobody behind it."""
+    world.free_tap1()
+    return "tap1"
+
+
+RESOLVER = """
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(("192.0.2.11", 53))
+print("ready", flush=True)
+while True:
+    query, who = s.recvfrom(512)
+    print(who[0], flush=True)
+    asked = query[12:].index(0) + 17
+    a = bytes.fromhex("c00c000100010000003c0004c0000263")
+    s.sendto(query[:2] + bytes.fromhex("8180 0001 0001 0000 0000") + query[12:asked] + a, who)
+"""
+
+
+@pytest.mark.inv(5)
+def test_the_lan_reaches_it_by_ssh(world: World, vm1: Vm) -> None:
+    assert world.ssh(2209, "hostname").stdout == "vm1\n"
+
+
+def test_it_reaches_the_lan_as_the_host(world: World, vm1: Vm) -> None:
+    """By ping, and by UDP with a real resolver; TCP is what the transfers below are about."""
+    vm1.sh(f"ping -c1 -W5 {LAN}")
+    with world.lan_runs(RESOLVER) as resolver:
+        assert "192.0.2.99" in vm1.sh(f"nslookup -type=a www.example {LAN}")
+        assert resolver.stdout and resolver.stdout.readline() == "192.0.2.1\n"
+
+
+@pytest.mark.inv(1)
+def test_guests_are_apart(world: World, vm1: Vm) -> None:
+    """None reaches the other, and vm1's card receives not one frame while others talk; it does when it is meant."""
+    received = "cat /sys/class/net/eth0/statistics/rx_packets"
+    with world.boot(Card("tap2", MAC2), "vm2", VM2) as vm2:
+        with world.dropping("vm1", "DROP_POLICY"):  # their MACs given, so that it does not end with ARP
+            for address in (A, VM2):
+                vm1.sh(f"ip route add {address} via 169.254.1.0 dev eth0")
+                assert vm1.run(f"ping -c1 -W1 {address}")[0] == 1
+        assert vm2.run(f"nc -w 1 {VM1} 22")[0] == 1
+        assert not world.host.pings("a", VM1)
+        vm1.sh("ip link set eth0 promisc on")
+        before = vm1.sh(received)
+        vm2.sh(f"ping -c1 -W5 {LAN}")
+        vm2.run(f"arping -c1 -w1 -I eth0 {VM1}")
+        assert world.host.pings("a", LAN)
+        assert vm1.sh(received) == before
+        vm1.sh(f"ping -c1 {LAN}")
+        assert vm1.sh(received) != before, "the control: it would have been seen"
+        vm1.sh(f"ip link set eth0 promisc off; ip route del {A}; ip route del {VM2}")
+
+
+@pytest.mark.inv(1)
+def test_it_can_be_nobody_else(world: World, vm1: Vm) -> None:
+    """As root in its kernel it takes another's address, claims it by ARP, and takes another MAC."""
+    vm1.sh(f"ping -c1 -W5 {LAN}")  # so that it knows the gateway's MAC, and need not ask under the other's address
+    with world.dropping("vm1", "DROP_SRC_IP"):
+        vm1.sh(f"ip addr add {A}/32 dev eth0")
+        assert vm1.run(f"ping -c1 -W1 -I {A} {LAN}")[0] == 1
+    with world.dropping("vm1", "DROP_ARP_SENDER"):
+        vm1.run(f"arping -U -c1 -w1 -I eth0 -s {A} {A}")
+        vm1.sh(f"ip addr del {A}/32 dev eth0")
+    with world.dropping("vm1", "DROP_SRC_MAC"):
+        vm1.sh("ip link set eth0 address 02:00:00:00:00:77")
+        assert vm1.run(f"ping -c1 -W1 {LAN}")[0] == 1
+        vm1.sh(f"ip link set eth0 address {MAC1}")
+    vm1.sh(f"ping -c1 -W5 {LAN}")
+
+
+def test_a_tap_in_use(world: World, vm1: Vm) -> None:
+    """Neither a second QEMU nor a second domain gets it, and the first is none the worse."""
+    with pytest.raises(UnavailableError, match=r"tap1.*busy"), world.boot(Card("tap1", MAC1)):
+        pass
+    refused = world.host.vfr("domain", "add", "vm3", "--tap", "tap1", check=False)
+    assert refused.returncode and "tap1" in refused.stderr, refused
+    vm1.sh(f"ping -c1 -W5 {LAN}")
+
+
+GIVER = """
+import hashlib, random, socket, sys, time
+size = int(sys.argv[1])
+with socket.create_server(("192.0.2.11", 5001)) as server:
+    print("ready", flush=True)
+    s = server.accept()[0]
+    began, seen = time.monotonic(), hashlib.sha256()
+    while more := s.recv(1 << 16):
+        seen.update(more)
+    print(seen.hexdigest(), round(time.monotonic() - began, 3), flush=True)
+    s.close()
+    s = server.accept()[0]
+    data = random.Random(1).randbytes(size)
+    s.sendall(data)
+    s.shutdown(socket.SHUT_WR)
+    while s.recv(1 << 16):
+        pass
+    print(hashlib.sha256(data).hexdigest(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_transfer_is_whole(world: World, tap1: str, mode: str) -> None:
+    """Both ways, bit for bit, whatever VM and host agreed on to leave to each other. That the VM before was killed
+    and this one has its TAP is no matter."""
+    with world.boot(MODES[mode]) as vm, world.lan_runs(GIVER, str(KIBIBYTES << 10)) as lan:
+        assert lan.stdout
+        own = vm.sh(f"dd if=/dev/urandom bs=1k count={min(KIBIBYTES, 16384)} of=/out; sha256sum < /out").split()[-2]
+        vm.sh(f"nc {LAN} 5001 < /out", 60 + 540 * LONG)
+        seen, seconds = lan.stdout.readline().split()
+        assert seen == own
+        began = time.monotonic()
+        got = vm.sh(f"nc {LAN} 5001 < /dev/null | sha256sum", 60 + 540 * LONG).split()[0]
+        assert got == lan.stdout.readline().strip()
+        out, back = min(KIBIBYTES, 16384) / 1024 / float(seconds), KIBIBYTES / 1024 / (time.monotonic() - began)
+        print(f"\n{mode}: out {out:.0f} MiB/s, in {back:.0f} MiB/s")
+
+
+def test_the_wrong_mac_can_be_found(world: World, tap1: str) -> None:
+    """QEMU's mac= is not the domain's: nothing passes, and statistics and events say why."""
+    with world.boot(Card(tap1, "02:00:00:00:00:aa")) as vm:
+        with world.dropping("vm1", "DROP_SRC_MAC"):
+            assert vm.run(f"ping -c1 -W1 {LAN}")[0] == 1
+        assert MAC1 in world.host.vfr("domain", "list").stdout
+
+
+# /dev/net/tun is open to everybody on any Debian, but not on a machine that has no udev. The mount is QEMU's own.
+AS_NOBODY = (
+    "sh",
+    "-c",
+    """
+set -e
+mount -t tmpfs tmpfs /mnt
+mknod -m 666 /mnt/tun c 10 200
+mount --bind /mnt/tun /dev/net/tun
+exec setpriv --reuid=nobody --clear-groups --bounding-set=-all "$@"
+""",
+    "as-nobody",
+)
+
+
+def test_a_tap_of_ones_own(world: World) -> None:
+    """docs/vm.md: several queues, opened by a QEMU without any privilege, is an interface that is there."""
+    host = world.host
+    host.sh("dom0", "ip tuntap add tap3 mode tap multi_queue user nobody")
+    host.vfr("domain", "add", "vm3", "--device", "tap3", "--address", "169.254.1.11", "--mac", "02:00:00:00:00:0b")
+    try:
+        card = Card("tap3", "02:00:00:00:00:0b", queues=2)
+        with Vm(world.image, "vm3", host.ns("dom0"), card, "169.254.1.11", AS_NOBODY) as vm:
+            uid = Path(f"/proc/{vm.process.pid}").stat().st_uid
+            assert uid, "QEMU is not root"
+            vm.sh(f"ping -c1 -W5 {LAN}")
+            assert world.ssh(2211, "hostname").stdout == "vm3\n"
+    finally:
+        host.vfr("domain", "remove", "vm3")
+        host.sh("dom0", "ip link del tap3")
+
+
+def test_the_recipe_in_the_docs(world: World, tap1: str) -> None:
+    """Its network arguments are those that QEMU is started with here."""
+    text = re.sub(r"\\\n\s*", "", DOCS.read_text())
+    (line,) = (line for line in text.splitlines() if line.strip().startswith("qemu-system-x86_64"))
+    words = shlex.split(line)
+    cards = [words[n : n + 2] for n, word in enumerate(words) if word in ("-netdev", "-device")]
+    vm = Vm(world.image, "vm1", world.host.ns("dom0"), [word for pair in cards for word in pair], VM1)
+    with vm:
+        vm.sh(f"ping -c1 -W5 {LAN}")
