@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -26,15 +25,12 @@ from support.host import Host, run
 from vfr_lab.debian import UnavailableError
 from vfr_lab.vm import Card, Image, Vm, image
 
-DOCS = Path(__file__).parents[2] / "docs" / "vm.md"
 LONG = bool(os.environ.get("VFR_LONG"))
 KIBIBYTES = 262144 if LONG else 3072
 VM1, VM2, A, LAN = "169.254.1.9", "169.254.1.10", "169.254.1.2", "192.0.2.11"
 MAC1, MAC2 = "02:00:00:00:00:09", "02:00:00:00:00:0a"
-PLAIN = "csum=off,guest_csum=off,gso=off,mrg_rxbuf=off"
 MODES = {
     "as it comes": Card("tap1", MAC1),
-    "no offloads": Card("tap1", MAC1, options=PLAIN),
 }
 
 
@@ -233,54 +229,3 @@ def test_a_transfer_is_whole(world: World, tap1: str, mode: str) -> None:
         assert got == lan.stdout.readline().strip()
         out, back = min(KIBIBYTES, 16384) / 1024 / float(seconds), KIBIBYTES / 1024 / (time.monotonic() - began)
         print(f"\n{mode}: out {out:.0f} MiB/s, in {back:.0f} MiB/s")
-
-
-def test_the_wrong_mac_can_be_found(world: World, tap1: str) -> None:
-    """QEMU's mac= is not the domain's: nothing passes, and statistics and events say why."""
-    with world.boot(Card(tap1, "02:00:00:00:00:aa")) as vm:
-        with world.dropping("vm1", "DROP_SRC_MAC"):
-            assert vm.run(f"ping -c1 -W1 {LAN}")[0] == 1
-        assert MAC1 in world.host.vfr("domain", "list").stdout
-
-
-# /dev/net/tun is open to everybody on any Debian, but not on a machine that has no udev. The mount is QEMU's own.
-AS_NOBODY = (
-    "sh",
-    "-c",
-    """
-set -e
-mount -t tmpfs tmpfs /mnt
-mknod -m 666 /mnt/tun c 10 200
-mount --bind /mnt/tun /dev/net/tun
-exec setpriv --reuid=nobody --clear-groups --bounding-set=-all "$@"
-""",
-    "as-nobody",
-)
-
-
-def test_a_tap_of_ones_own(world: World) -> None:
-    """docs/vm.md: several queues, opened by a QEMU without any privilege, is an interface that is there."""
-    host = world.host
-    host.sh("dom0", "ip tuntap add tap3 mode tap multi_queue user nobody")
-    host.vfr("domain", "add", "vm3", "--device", "tap3", "--address", "169.254.1.11", "--mac", "02:00:00:00:00:0b")
-    try:
-        card = Card("tap3", "02:00:00:00:00:0b", queues=2)
-        with Vm(world.image, "vm3", host.ns("dom0"), card, "169.254.1.11", AS_NOBODY) as vm:
-            uid = Path(f"/proc/{vm.process.pid}").stat().st_uid
-            assert uid, "QEMU is not root"
-            vm.sh(f"ping -c1 -W5 {LAN}")
-            assert world.ssh(2211, "hostname").stdout == "vm3\n"
-    finally:
-        host.vfr("domain", "remove", "vm3")
-        host.sh("dom0", "ip link del tap3")
-
-
-def test_the_recipe_in_the_docs(world: World, tap1: str) -> None:
-    """Its network arguments are those that QEMU is started with here."""
-    text = re.sub(r"\\\n\s*", "", DOCS.read_text())
-    (line,) = (line for line in text.splitlines() if line.strip().startswith("qemu-system-x86_64"))
-    words = shlex.split(line)
-    cards = [words[n : n + 2] for n, word in enumerate(words) if word in ("-netdev", "-device")]
-    vm = Vm(world.image, "vm1", world.host.ns("dom0"), [word for pair in cards for word in pair], VM1)
-    with vm:
-        vm.sh(f"ping -c1 -W5 {LAN}")
