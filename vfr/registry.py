@@ -283,7 +283,7 @@ class Registry:
 
     def _columns(self) -> list[str]:
         """What its version says of a domain."""
-        return [f.name for f in fields(Domain) if f.name != "guest" or self._version() >= 5]
+        return [f.name for f in fields(Domain) if f.name not in _ADDED or self._version() >= SCHEMA]
 
     def _returned(self) -> tuple[tuple[int, int], ...]:
         if self._version() == 2:

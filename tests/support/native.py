@@ -112,7 +112,7 @@ class Native(Bench):
         module = _on_native_maps(self.library)
         notes = {
             name: module.bpf.create_map(bpf.TYPE_ARRAY, 4, size, places, 0, name)
-            for name, (size, places) in module._NOTES.items()
+            for name, (size, places) in module.NOTES.items()
         }
         notes[module.SWEEP] = os.open(os.devnull, os.O_RDONLY)
         opened = module.bpf.get_pinned
