@@ -895,7 +895,7 @@ class Router:
     def waiting(self) -> tuple[str, ...]:
         """What is not there, so that it could not be put up: each in a sentence."""
         contents = self._contents()
-        states = [(d, *self._state(d)) for d in contents.domains]
+        states = [(d, *self._state(d)) for d in contents.domains if d.saved is None]
         missing = [f"{d.name}: {reason}" for d, state, reason in states if state != "up"]
         lost = lan_lost(contents.nat) if contents.nat else ""
         return (*missing, *([f"NAT: {lost}"] if lost else []))

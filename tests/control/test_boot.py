@@ -56,6 +56,14 @@ def test_everything_comes_back(host: Host) -> None:
     assert _up(host) == (0, []), "and once more is nothing"
 
 
+def test_what_is_away_in_a_file_is_not_waited_for(host: Host, tmp_path: Path) -> None:
+    host.vfr("save", "a", str(tmp_path / "a.vfr"))
+    _reboot(host)
+    assert _up(host) == (0, [])
+    host.vfr("restore", "a", str(tmp_path / "a.vfr"))
+    assert host.pings("a", "192.0.2.11")
+
+
 @pytest.mark.inv(6)
 @pytest.mark.parametrize("uplink", ["has no address yet", "is not there yet"])
 def test_the_uplink_comes_later(host: Host, uplink: str) -> None:

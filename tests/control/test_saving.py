@@ -270,6 +270,23 @@ def test_a_peer_that_is_another_one_inherits_nothing(host: Host, file: Path, tmp
     assert (other["sessions"], other["left_out"]) == (0, 1)
 
 
+def test_a_clone_comes_back_as_one(host: Host, file: Path) -> None:
+    """To the router that it left, and to one that knows nothing of it."""
+    host.add("a", "--guest-address", "10.0.2.15", "--guest-gateway", "10.0.2.2")
+    before = host.json("domain", "show", "a")
+    for leave in ((), ("domain", "remove", "a")):
+        assert host.pings("a", "192.0.2.11")
+        host.vfr("save", "a", str(file))
+        if leave:
+            host.vfr(*leave)
+        host.vfr("restore", "a", str(file))
+        file.unlink()
+        assert host.json("domain", "show", "a") == before | {
+            "outside_ports": host.json("domain", "show", "a")["outside_ports"]
+        }
+    assert host.pings("a", "192.0.2.11")
+
+
 # Conflicts
 
 
@@ -315,6 +332,17 @@ def test_taken_ports_and_another_address_are_told_with_both_sides(host: Host, fi
         assert taken.returncode == 1 and "'a'" in taken.stderr and "'c'" in taken.stderr and "16384" in taken.stderr
         other.vfr("restore", "a", str(file), "--netns", host.ns("a"), "--without-sessions")
         assert other.json("domain", "show", "a")["state"] == "up"
+
+
+def test_a_guest_may_not_believe_what_no_guest_here_may(host: Host, file: Path) -> None:
+    host.add("a", "--guest-address", "192.0.2.9")
+    host.vfr("save", "a", str(file))
+    host.vfr("domain", "remove", "a")
+    host.sh("dom0", "ip addr flush dev eth0; ip addr add 192.0.2.9/24 dev eth0")
+    host.vfr("nat", "enable", "--uplink", "eth0")
+    refused = host.vfr("restore", "a", str(file), "--without-sessions", check=False)
+    assert refused.returncode == 1 and "192.0.2.9" in refused.stderr, refused.stderr
+    assert host.json("domain", "list") == []
 
 
 # Files
