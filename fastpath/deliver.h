@@ -21,9 +21,10 @@ static __always_inline enum vfr_verdict fits(struct vfr_pkt *p)
 {
 	__u32 gso = p->skb->gso_size;
 	__u32 length = gso ? sizeof(struct iphdr) + p->l4_length + gso : p->l3_length;
+	enum vfr_verdict seen = p->to && p->to->is_clone ? can_see(p) : VFR_CONTINUE;
 
-	if (p->to && p->to->is_clone && can_see(p) != VFR_CONTINUE)
-		return can_see(p);
+	if (seen != VFR_CONTINUE)
+		return seen;
 	if (p->ttl <= 1)
 		return VFR_DROP_TTL;
 	if (length <= next_mtu(p))

@@ -184,16 +184,19 @@ static __always_inline bool fix_quoted_ip(struct __sk_buff *skb, struct requote 
 	       put_word(skb, r, at, (__u16)r->new) && put_word(skb, r, at + 2, r->new >> 16);
 }
 
+/* Where the quoted port, or the query's identifier, is that `r` replaces. */
+static __always_inline __u32 quoted_port_at(const struct requote *r)
+{
+	if (r->protocol == IPPROTO_ICMP)
+		return r->l4 + offsetof(struct vfr_icmp, id);
+	return r->l4 + (r->outward ? offsetof(struct udphdr, dest) : offsetof(struct udphdr, source));
+}
+
 __noinline enum vfr_verdict requote(struct __sk_buff *skb, struct requote *r)
 {
-	__u32 port_at;
-
 	if (!r)
 		return VFR_DROP_KERNEL;
-	port_at = r->l4 + (r->outward ? offsetof(struct udphdr, dest) : offsetof(struct udphdr, source));
-	if (r->protocol == IPPROTO_ICMP)
-		port_at = r->l4 + offsetof(struct vfr_icmp, id);
-	if (!fix_quoted_ip(skb, r) || !put_word(skb, r, port_at, r->new_port) || !fix_quoted_l4(skb, r))
+	if (!fix_quoted_ip(skb, r) || !put_word(skb, r, quoted_port_at(r), r->new_port) || !fix_quoted_l4(skb, r))
 		return VFR_DROP_KERNEL;
 	return bpf_l4_csum_replace(skb, L4_OFFSET + offsetof(struct vfr_icmp, checksum), 0, fold(r->changed), 0)
 		       ? VFR_DROP_KERNEL

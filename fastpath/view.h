@@ -43,14 +43,7 @@ static __always_inline __u32 covering(const struct vfr_pkt *p)
 /* Replaces the target (outward) or the source of what an error quotes; its port stays. */
 __noinline enum vfr_verdict readdress_quote(struct __sk_buff *skb, struct requote *r)
 {
-	__u32 port_at;
-
-	if (!r)
-		return VFR_DROP_KERNEL;
-	port_at = r->l4 + (r->outward ? offsetof(struct udphdr, dest) : offsetof(struct udphdr, source));
-	if (r->protocol == IPPROTO_ICMP)
-		port_at = r->l4 + offsetof(struct vfr_icmp, id);
-	if (bpf_skb_load_bytes(skb, port_at, &r->old_port, sizeof(r->old_port)))
+	if (!r || bpf_skb_load_bytes(skb, quoted_port_at(r), &r->old_port, sizeof(r->old_port)))
 		return VFR_DROP_KERNEL;
 	r->new_port = r->old_port;
 	return requote(skb, r);
