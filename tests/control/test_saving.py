@@ -19,6 +19,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from support.dying import died
 from support.host import Host, run
 
 from vfr import saved as files
@@ -458,19 +459,6 @@ def test_a_full_disk_leaves_the_domain_as_it_was(host: Host, tmp_path: Path) -> 
 
 # Death at every step
 
-_KILLER = """
-import os, signal, sys
-from pathlib import Path
-from vfr import Router
-count = 0
-def die(step):
-    global count
-    count += 1
-    if count == int(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)
-with Router(on_step=die) as router:
-    {call}
-"""
 _ECHO = """
 import socket
 one = socket.create_connection(("192.0.2.11", 9001)); one.settimeout(20)
@@ -486,13 +474,6 @@ one = waiting.accept()[0]
 while part := one.recv(9):
     one.sendall(part)
 """
-
-
-def died(host: Host, call: str, step: int) -> bool:
-    argv = ["ip", "netns", "exec", host.ns("dom0"), sys.executable, "-c", _KILLER.format(call=call), str(step)]
-    status = run(*argv, check=False).returncode
-    assert status in (0, -signal.SIGKILL)
-    return status != 0
 
 
 @pytest.mark.inv(6, 12)

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from support.dying import program
 from support.host import Host, run
 from support.long_talk import RECEIVE_UDP, SEND_UDP, TCP, Program
 from support.versions import OTHER_NUMBER, Version
@@ -152,19 +153,6 @@ def test_to_and_fro_under_traffic(host: Host, other: Version) -> None:
     assert drops["DROP_SRC_IP"]["packets"] == spoofed, "dropped one by one, under their name"
 
 
-_KILLER = """
-import os, signal, sys
-from vfr import Router
-count = 0
-def die(step):
-    global count
-    count += 1
-    if count == int(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)
-Router(on_step=die).upgrade()
-"""
-
-
 @pytest.mark.inv(12)
 def test_killed_at_every_step(host: Host, other: Version) -> None:
     """The next command goes back, or completes; meanwhile and afterwards all that should flow does, and no more."""
@@ -174,7 +162,7 @@ def test_killed_at_every_step(host: Host, other: Version) -> None:
         sinks, senders, tcp, tcp_sink, spoofer, watch = _traffic(host, stack)
         before = _sessions(host)
         for step in STEPS:
-            died = other.python(host, _KILLER, str(step), check=False).returncode
+            died = other.python(host, program("router.upgrade()"), str(step), check=False).returncode
             assert host.vfr("timers", "--udp", str(300 + step % 2)).returncode == 0
             assert sorted(p.name for p in pins.iterdir() if "." not in p.name) == ["fastpath", "links"], step
             seen.add(_build(host))
