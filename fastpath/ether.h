@@ -11,6 +11,7 @@
 
 #include "deliver.h"
 #include "policy.h"
+#include "rate.h"
 
 static __always_inline bool is_ether(const struct vfr_pkt *p)
 {
@@ -66,7 +67,10 @@ static __always_inline enum vfr_verdict ether(struct vfr_pkt *p)
 	count_rule(rule, p->skb->len);
 	if (verdict != VFR_CONTINUE)
 		return VFR_DROP_ETHERTYPE;
-	return p->skb->len <= p->to->mtu + sizeof(struct ethhdr) ? hand_over_ether(p) : VFR_DROP_TOO_BIG;
+	if (p->skb->len > p->to->mtu + sizeof(struct ethhdr))
+		return VFR_DROP_TOO_BIG;
+	verdict = keep_rates(p);
+	return verdict == VFR_CONTINUE ? hand_over_ether(p) : verdict;
 }
 
 #endif

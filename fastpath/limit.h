@@ -239,10 +239,12 @@ __noinline enum vfr_verdict admit(__u32 slot, __u8 protocol, __u32 from_lan, __u
 	struct vfr_domain *owner = domain_in(slot);
 	struct vfr_runtime *r = runtime_of(slot);
 	__s32 *half_open;
+	__u32 per_s;
 
 	if (!r || !owner)
 		return VFR_DROP_NOT_READY;
-	if (!within_rate(from_lan ? &r->entered_until_ns : &r->opened_until_ns, now, owner->new_per_s))
+	per_s = from_lan && owner->new_in_per_s ? owner->new_in_per_s : owner->new_per_s;
+	if (!within_rate(from_lan ? &r->entered_until_ns : &r->opened_until_ns, now, per_s))
 		return VFR_DROP_TOO_FAST;
 	half_open = from_lan ? &r->half_open_inbound : &r->half_open;
 	if (protocol != IPPROTO_TCP || *half_open < (__s32)owner->half_open)

@@ -7,6 +7,7 @@
 
 #include "fragment.h"
 #include "mapping.h"
+#include "rate.h"
 #include "related.h"
 
 static __always_inline __u32 kind_of(const struct vfr_pkt *p)
@@ -166,10 +167,19 @@ static __always_inline void note_opening(struct vfr_pkt *p)
 		bpf_map_push_elem(queue, &entry, BPF_EXIST);
 }
 
+/* Whether one more conversation may begin with a domain that takes only so many, whoever begins it. Of the LAN's,
+ * admit() sees to that. */
+static __always_inline bool may_enter(const struct vfr_pkt *p)
+{
+	struct vfr_runtime *r = p->from && p->to && p->to->new_in_per_s ? runtime_of(p->to_node) : NULL;
+
+	return !r || within_rate(&r->entered_until_ns, p->now, p->to->new_in_per_s);
+}
+
 /* A conversation begins: within its quotas, with a port if it goes to the LAN, and all or nothing. */
 static __always_inline enum vfr_verdict begin(struct vfr_pkt *p)
 {
-	enum vfr_verdict verdict = within_limit(p->rule, p->now)
+	enum vfr_verdict verdict = within_limit(p->rule, p->now) && may_enter(p)
 					   ? admit(owner_of(p), p->l4_proto, p->inbound, p->now)
 					   : VFR_DROP_TOO_FAST;
 
@@ -199,14 +209,6 @@ static __always_inline enum vfr_verdict keep_state(struct vfr_pkt *p)
 	else
 		verdict = begin(p);
 	return verdict == VFR_CONTINUE && p->first ? lead(p) : verdict;
-}
-
-/* How many packets the frame leaves as. Counted here, since a VM's frame does not say (its gso_segs is 0). */
-static __always_inline __u32 segments(const struct vfr_pkt *p)
-{
-	__u32 size = p->skb->gso_size;
-
-	return size ? (p->skb->len - L4_OFFSET - p->l4_length + size - 1) / size : 1;
 }
 
 /* UDP that is still to be cut may be cut into fragments (a VM's UFO), whatever its DF says. */

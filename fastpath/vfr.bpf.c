@@ -12,7 +12,7 @@
  *     @vif_ingress           @vif_ingress            @vif_ingress
  *          |                      |                        |
  *          +----------------------+------------------------+
- *      parse > guard > answer > view > fragment > related > session > policy > fits > translate > deliver
+ *      parse > guard > answer > view > fragment > related > session > policy > fits > rate > translate > deliver
  *          +----------------------+------------------------+--------------------+
  *          |                      |                                             |
  *          |               @sorter_ingress: the kernel's reassembly         @refuse
@@ -45,6 +45,10 @@
  * Raw Ethernet leaves this way behind guard: to the domain that has the MAC (@macs), as it stands, if a rule
  * lets its EtherType go there (@find_mac). It makes no state.
  *
+ * What a domain sends or is sent may be capped, in bits and in packets a second, and an overloaded uplink is shared
+ * out (@keep_rates): behind policy, so that what no rule allows draws on nothing, and before any state is made or
+ * moved, so that what is dropped has done nothing.
+ *
  * The host keeps its own ports, also where they lie in our range and a program binds one late
  * (@host_owns). A new mapping passes it over (@claim_port); and on a port that a mapping had before, a
  * session's packets are the domain's, and all others the host's (@uplink_port).
@@ -76,6 +80,7 @@
 #include "answer.h"
 #include "deliver.h"
 #include "ether.h"
+#include "rate.h"
 #include "refuse.h"
 #include "translate.h"
 #include "uplink.h"
@@ -243,6 +248,8 @@ static __always_inline enum vfr_verdict forward(struct vfr_pkt *p)
 
 	if (verdict == VFR_CONTINUE)
 		verdict = fits(p);
+	if (verdict == VFR_CONTINUE)
+		verdict = keep_rates(p);
 	if (verdict == VFR_CONTINUE)
 		verdict = translate(p);
 	return verdict == VFR_CONTINUE ? deliver(p) : verdict;

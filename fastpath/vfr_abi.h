@@ -75,6 +75,12 @@ enum vfr_verdict {
 	VFR_DROP_TOO_BIG,        /* longer than the next interface's MTU; answered with fragmentation needed */
 	VFR_DROP_KERNEL,         /* a kernel helper failed: no memory, or a packet it can't change */
 
+	VFR_DROP_RATE_OUT,       /* more bits a second than the sender may send (--rate) */
+	VFR_DROP_RATE_IN,        /* more bits a second than the receiver may be sent (--rate-in) */
+	VFR_DROP_PPS_OUT,        /* more packets a second than the sender may send (--pps) */
+	VFR_DROP_PPS_IN,         /* more packets a second than the receiver may be sent (--pps-in) */
+	VFR_DROP_SHARE,          /* the uplink is overloaded, and the sender has had its share of it */
+
 	VFR_VERDICTS,
 };
 
@@ -198,8 +204,17 @@ struct vfr_config {
 	__u16 nat_low;                /* the range that port blocks are cut from, both ends included */
 	__u16 nat_high;
 	struct vfr_timers timers;
+	__u64 uplink_rate;            /* bits a second that the uplink takes, to be shared; 0 if nobody has said */
 };
-_Static_assert(sizeof(struct vfr_config) == 80, "vfr_config");
+_Static_assert(sizeof(struct vfr_config) == 88, "vfr_config");
+
+/* How much a domain may have in one direction, by rate.h; 0 for any amount. */
+struct vfr_cap {
+	__u64 bits_per_s;
+	__u32 packets_per_s;
+	__u32 burst_us;               /* how far ahead of both it may run */
+};
+_Static_assert(sizeof(struct vfr_cap) == 16, "vfr_cap");
 
 /* @domains, a row per slot. Written by the control plane only; generation 0 is an empty slot. */
 struct vfr_domain {
@@ -222,9 +237,14 @@ struct vfr_domain {
 	__u8 guest_mac[6];
 	__u8 deliver;                 /* enum vfr_deliver */
 	__u8 is_clone;                /* the guest believes anything else than the router knows */
-	__u8 zero[2];
+	__u8 is_capped;               /* any cap below is set */
+	__u8 zero;
+	__u32 new_in_per_s;           /* new conversations with it that others begin a second; 0 for as many as it may */
+	__u32 zero2;
+	struct vfr_cap outward;           /* what it sends, */
+	struct vfr_cap inward;            /* and what it is sent */
 };
-_Static_assert(sizeof(struct vfr_domain) == 72, "vfr_domain");
+_Static_assert(sizeof(struct vfr_domain) == 112, "vfr_domain");
 
 /* @sessions, @inbound: an inner map per slot. "Remote" is a LAN host or another domain. */
 struct vfr_session_key {
@@ -380,6 +400,13 @@ struct vfr_fragment {
 };
 _Static_assert(sizeof(struct vfr_fragment) == 48, "vfr_fragment");
 
+/* How far one direction's caps are drawn on: each word says when its allowance will be whole again. */
+struct vfr_credit {
+	__u64 bits_until_ns;
+	__u64 packets_until_ns;
+};
+_Static_assert(sizeof(struct vfr_credit) == 16, "vfr_credit");
+
 /* @runtime, a row per slot and one for the LAN: what the fastpath notes down for itself. A new tenant
  * starts with zeros. A rate is one word, the time at which its allowance will be whole again. */
 struct vfr_runtime {
@@ -392,8 +419,13 @@ struct vfr_runtime {
 	__s32 half_open_inbound;      /* and that the LAN opened to it */
 	__u32 untold;                 /* drops since the last event that nothing was said of */
 	__u32 begun;                  /* conversations that began in its tables, modulo 2^32 */
+	struct vfr_credit outward;        /* what it sends, */
+	struct vfr_credit inward;         /* and what it is sent */
+	__u64 share_until_ns;         /* its share of the uplink; of the LAN's row, the uplink itself */
+	__u64 fair_rate;              /* the LAN's row: bits a second of the uplink that nobody need exceed, */
+	__u64 adjusted_ns;            /* and since when it is that */
 };
-_Static_assert(sizeof(struct vfr_runtime) == 56, "vfr_runtime");
+_Static_assert(sizeof(struct vfr_runtime) == 112, "vfr_runtime");
 
 /* @counters, a row per slot and CPU. A frame is counted once, where it came in. */
 struct vfr_count {

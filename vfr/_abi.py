@@ -144,7 +144,12 @@ class Verdict(enum.IntEnum):
     DROP_PORTS_FULL = 48
     DROP_TOO_BIG = 49
     DROP_KERNEL = 50
-    VERDICTS = 51
+    DROP_RATE_OUT = 51
+    DROP_RATE_IN = 52
+    DROP_PPS_OUT = 53
+    DROP_PPS_IN = 54
+    DROP_SHARE = 55
+    VERDICTS = 56
 
 
 class Way(enum.IntEnum):
@@ -152,6 +157,16 @@ class Way(enum.IntEnum):
     WAY_GO = 1
     WAY_HOST = 2
 
+
+class Cap(ctypes.Structure):
+    _fields_ = [
+        ("bits_per_s", ctypes.c_uint64),
+        ("packets_per_s", ctypes.c_uint32),
+        ("burst_us", ctypes.c_uint32),
+    ]
+
+
+assert ctypes.sizeof(Cap) == 16
 
 class SessionKey(ctypes.Structure):
     _fields_ = [
@@ -205,10 +220,11 @@ class Config(ctypes.Structure):
         ("nat_low", ctypes.c_uint16),
         ("nat_high", ctypes.c_uint16),
         ("timers", Timers),
+        ("uplink_rate", ctypes.c_uint64),
     ]
 
 
-assert ctypes.sizeof(Config) == 80
+assert ctypes.sizeof(Config) == 88
 
 class Count(ctypes.Structure):
     _fields_ = [
@@ -228,6 +244,15 @@ class Counters(ctypes.Structure):
 
 
 assert ctypes.sizeof(Counters) == 1056
+
+class Credit(ctypes.Structure):
+    _fields_ = [
+        ("bits_until_ns", ctypes.c_uint64),
+        ("packets_until_ns", ctypes.c_uint64),
+    ]
+
+
+assert ctypes.sizeof(Credit) == 16
 
 class Domain(ctypes.Structure):
     _fields_ = [
@@ -250,11 +275,16 @@ class Domain(ctypes.Structure):
         ("guest_mac", ctypes.c_uint8 * 6),
         ("deliver", ctypes.c_uint8),
         ("is_clone", ctypes.c_uint8),
-        ("zero", ctypes.c_uint8 * 2),
+        ("is_capped", ctypes.c_uint8),
+        ("zero", ctypes.c_uint8),
+        ("new_in_per_s", ctypes.c_uint32),
+        ("zero2", ctypes.c_uint32),
+        ("outward", Cap),
+        ("inward", Cap),
     ]
 
 
-assert ctypes.sizeof(Domain) == 72
+assert ctypes.sizeof(Domain) == 112
 
 class Event(ctypes.Structure):
     _fields_ = [
@@ -428,10 +458,15 @@ class Runtime(ctypes.Structure):
         ("half_open_inbound", ctypes.c_int32),
         ("untold", ctypes.c_uint32),
         ("begun", ctypes.c_uint32),
+        ("outward", Credit),
+        ("inward", Credit),
+        ("share_until_ns", ctypes.c_uint64),
+        ("fair_rate", ctypes.c_uint64),
+        ("adjusted_ns", ctypes.c_uint64),
     ]
 
 
-assert ctypes.sizeof(Runtime) == 56
+assert ctypes.sizeof(Runtime) == 112
 
 class Session(ctypes.Structure):
     _fields_ = [
@@ -487,9 +522,9 @@ MAPS = {
     "inbound": MapSpec(12, 4, 4, 4096, 0, inner=MapSpec(1, 12, 32, 2048, 1)),
     "mappings": MapSpec(12, 4, 4, 4096, 0, inner=MapSpec(1, 4, 16, 192, 1)),
     "fragments": MapSpec(12, 4, 4, 4097, 0, inner=MapSpec(1, 12, 48, 32, 1)),
-    "config": MapSpec(2, 4, 80, 1, 0),
+    "config": MapSpec(2, 4, 88, 1, 0),
     "vifs": MapSpec(1, 4, 4, 8192, 0),
-    "domains": MapSpec(2, 4, 72, 4096, 0),
+    "domains": MapSpec(2, 4, 112, 4096, 0),
     "addresses": MapSpec(1, 4, 4, 8192, 0),
     "closing": MapSpec(12, 4, 4, 16384, 0, inner=MapSpec(22, 0, 16, 64, 0)),
     "identifications": MapSpec(2, 4, 4, 1024, 0),
@@ -499,7 +534,7 @@ MAPS = {
     "remotes": MapSpec(11, 12, 4, 1048576, 1),
     "rules": MapSpec(2, 4, 40, 262144, 0),
     "macs": MapSpec(1, 8, 4, 8192, 0),
-    "runtime": MapSpec(2, 4, 56, 4098, 0),
+    "runtime": MapSpec(2, 4, 112, 4098, 0),
     "counters": MapSpec(6, 4, 1056, 4098, 0),
     "trace": MapSpec(2, 4, 40, 1, 0),
     "offload": MapSpec(6, 4, 12, 1, 0),

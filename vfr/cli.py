@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from vfr import flows as flowing
+from vfr import rates as rating
 from vfr import top as topping
 from vfr.confirming import seconds
 from vfr.doctor import has_problem
@@ -74,7 +75,7 @@ def _show_domains(answer: list[dict[str, Any]]) -> None:
     if not answer:
         print("no domains; add one with `vfr domain add NAME --netns N`")
         return
-    head = ("NAME", "ADDRESS", "SSH FROM THE LAN", "INTERFACE", "KIND", "STATE")
+    head = ("NAME", "ADDRESS", "SSH FROM THE LAN", "INTERFACE", "KIND", "RATES", "STATE")
     rows = [
         (
             d["name"],
@@ -82,6 +83,7 @@ def _show_domains(answer: list[dict[str, Any]]) -> None:
             f"port {d['forward']}" if d["forward"] else "-",
             d["interface"],
             d["kind"],
+            d["rates"] or "-",
             f"{d['state']}: {d['reason']}" if d["reason"] else d["state"],
         )
         for d in answer
@@ -175,6 +177,31 @@ def nat_status(json: Json = False) -> None:
         _nat(router.nat_status(), json)
 
 
+def _given(options: dict[str, int | None]) -> dict[str, int]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+Rate = Annotated[str | None, typer.Option("--rate", "--rate-out", help="Bits a second that it sends: 100M; or none.")]
+RateIn = Annotated[str | None, typer.Option(help="Bits a second that it is sent.")]
+Pps = Annotated[str | None, typer.Option("--pps", "--pps-out", help="Packets a second that it sends: 20k; or none.")]
+PpsIn = Annotated[str | None, typer.Option(help="Packets a second that it is sent.")]
+Burst = Annotated[str | None, typer.Option("--burst", "--burst-ms", help="How far it may run ahead of these [250ms].")]
+
+
+def _rates(
+    rate: str | None, rate_in: str | None, pps: str | None, pps_in: str | None, burst: str | None
+) -> dict[str, int]:
+    """What was said of rates, as fields of Limits."""
+    said: dict[str, tuple[Callable[[str, str], int], str, str | None]] = {
+        "rate_out": (rating.bits, "--rate", rate),
+        "rate_in": (rating.bits, "--rate-in", rate_in),
+        "pps_out": (rating.packets, "--pps", pps),
+        "pps_in": (rating.packets, "--pps-in", pps_in),
+        "burst_ms": (rating.burst, "--burst", burst),
+    }
+    return {name: read(option, text) for name, (read, option, text) in said.items() if text is not None}
+
+
 @domain.command("add")
 def domain_add(
     name: Annotated[str, typer.Argument(help="The domain's name.")],
@@ -186,12 +213,19 @@ def domain_add(
     guest_address: Annotated[str | None, typer.Option(help="A clone: the address that its guest has.")] = None,
     guest_mac: Annotated[str | None, typer.Option(help="A clone: the MAC that its guest has.")] = None,
     guest_gateway: Annotated[str | None, typer.Option(help="A clone: what its guest has for a gateway.")] = None,
+    rate: Rate = None,
+    rate_in: RateIn = None,
+    pps: Pps = None,
+    pps_in: PpsIn = None,
+    burst: Burst = None,
     json: Json = False,
 ) -> None:
     """Add a guest."""
     guest = {"guest_address": guest_address, "guest_mac": guest_mac, "guest_gateway": guest_gateway}
+    place = {"netns": netns, "tap": tap, "device": device, "address": address, "mac": mac}
+    rates = _rates(rate, rate_in, pps, pps_in, burst)
     with Router() as router:
-        _domain(router.add_domain(name, netns=netns, tap=tap, device=device, address=address, mac=mac, **guest), json)
+        _domain(router.add_domain(name, **place, **guest, limits=rates), json)
 
 
 @domain.command("remove")
@@ -255,27 +289,34 @@ def restore(
         _show(asdict(carried), json, _show_carried)
 
 
-def _given(options: dict[str, int | None]) -> dict[str, int]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
 def _show_settings(answer: dict[str, int]) -> None:
     _table(("WHAT", "IS"), [(name.replace("_", "-"), str(value)) for name, value in answer.items()])
 
 
+@domain.command("set")
 @domain.command("limit")
 def domain_limit(
     name: Annotated[str, typer.Argument(help="The domain's name.")],
     sessions: Annotated[int | None, typer.Option(help="Conversations that it opened.")] = None,
     inbound: Annotated[int | None, typer.Option(help="Conversations that the LAN opened to it.")] = None,
     half_open: Annotated[int | None, typer.Option(help="TCP conversations without an answer, each way.")] = None,
-    new_per_s: Annotated[int | None, typer.Option(help="New conversations a second, each way; 0: any.")] = None,
+    new_per_s: Annotated[
+        int | None, typer.Option(help="Conversations that it, and the LAN with it, may begin a second; 0: any.")
+    ] = None,
+    new_in_per_s: Annotated[
+        int | None, typer.Option(help="And that anybody may begin with it; 0: as many of the LAN's, any of others'.")
+    ] = None,
     errors_per_s: Annotated[int | None, typer.Option(help="ICMP errors sent to it a second.")] = None,
     events_per_s: Annotated[int | None, typer.Option(help="Drops that `vfr events` tells of a second.")] = None,
     fragments: Annotated[int | None, typer.Option(help="Datagrams in fragments at a time.")] = None,
+    rate: Rate = None,
+    rate_in: RateIn = None,
+    pps: Pps = None,
+    pps_in: PpsIn = None,
+    burst: Burst = None,
     json: Json = False,
 ) -> None:
-    """Show, or set, how much one guest may have."""
+    """Show, or set, how much one guest may have: at once, and no conversation ends by it."""
     wanted = _given(
         {
             "sessions": sessions,
@@ -285,8 +326,10 @@ def domain_limit(
             "errors_per_s": errors_per_s,
             "events_per_s": events_per_s,
             "fragments": fragments,
+            "new_in_per_s": new_in_per_s,
         }
     )
+    wanted |= _rates(rate, rate_in, pps, pps_in, burst)
     with Router() as router:
         answer = router.set_limits(name, **wanted) if wanted else router.limits(name)
     _show(asdict(answer), json, _show_settings)

@@ -38,7 +38,7 @@ SAMPLE_MAC = "02:00:00:00:00:01"  # of whoever sent it to the uplink
 FIRST_PORT = 49152
 PASSES = frozenset({Verdict.TO_DOMAIN, Verdict.TO_DOM0, Verdict.TO_LAN, Verdict.NOT_OURS})
 # Where a verdict falls; all others are the guard's. The order is that of the stages.
-_STAGES = ("guard", "session", "policy", "fits", "limit", "deliver")
+_STAGES = ("guard", "session", "policy", "fits", "rate", "limit", "deliver")
 _STAGE_OF = {
     **dict.fromkeys(PASSES | {Verdict.HAIRPIN, Verdict.DROP_KERNEL}, "deliver"),
     Verdict.DROP_PROTOCOL: "session",
@@ -51,6 +51,11 @@ _STAGE_OF = {
     Verdict.DROP_REJECTED: "policy",
     Verdict.DROP_TTL: "fits",
     Verdict.DROP_TOO_BIG: "fits",
+    Verdict.DROP_RATE_OUT: "rate",
+    Verdict.DROP_RATE_IN: "rate",
+    Verdict.DROP_PPS_OUT: "rate",
+    Verdict.DROP_PPS_IN: "rate",
+    Verdict.DROP_SHARE: "rate",
     Verdict.DROP_SESSIONS_FULL: "limit",
     Verdict.DROP_HALF_OPEN_FULL: "limit",
     Verdict.DROP_TOO_FAST: "limit",

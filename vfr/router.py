@@ -17,7 +17,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -25,7 +25,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vfr import confirming, forwards, mark, moving
+from vfr import confirming, forwards, mark, moving, rates
 from vfr import flows as flowing
 from vfr import instance as instances
 from vfr import reach as reaching
@@ -163,6 +163,7 @@ class Router:
             outside_ports=f"{d.port_low}-{d.port_low + d.port_count - 1}",
             state=state,
             reason=reason,
+            rates=rates.text_of(d.limits),
             **{f"guest_{name}": value and str(value) for name, value in asdict(d.guest).items()},
         )
 
@@ -449,11 +450,12 @@ class Router:
         guest_address: str | IPv4Address | None = None,
         guest_mac: str | None = None,
         guest_gateway: str | IPv4Address | None = None,
+        limits: Mapping[str, int] | None = None,
     ) -> DomainStatus:
         """Adds a domain by one of a namespace (its veth is made), a TAP (made) or a device (given).
 
         The address is the next free one of the pool unless one is given. A clone's guest believes to have
-        `guest_address`, `guest_mac` and `guest_gateway` instead, which any number of domains may share. UsageError or ConflictError say
+        `guest_address`, `guest_mac` and `guest_gateway` instead, which any number of domains may share. `limits` are fields of vfr.settings.Limits. UsageError or ConflictError say
         what is wrong with the arguments, KernelError what the kernel refused; nothing is left behind.
         """
         _check_machine()
@@ -468,7 +470,7 @@ class Router:
                 raise ConflictError(f"{name!r} is a group or set of {before.rules.file}; choose another name")
             guest = choose_guest(guest_address, guest_mac, guest_gateway, before)
             domain = self._new_domain(before, registry, name, kind, where, address, mac)
-            domain = replace(domain, guest=guest)
+            domain = replace(domain, guest=guest, limits=replace(domain.limits, **(limits or {})))
             return replace(before, domains=(*before.domains, domain))
 
         self._change(change)

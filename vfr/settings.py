@@ -7,6 +7,10 @@ from dataclasses import dataclass, fields
 from vfr.errors import UsageError
 
 WEEK_S = 7 * 24 * 3600
+CAPS = ("rate_out", "rate_in", "pps_out", "pps_in")
+LEAST_RATE = 1000  # bits a second
+MOST_RATE = 10**12
+MOST_BURST_MS = 10_000
 
 
 def _check(what: object, least: dict[str, int], most: dict[str, int], unit: str) -> None:
@@ -38,7 +42,11 @@ class Timers:
 class Limits:
     """What one domain may have. `sessions` that it opened and `inbound` that the LAN opened to it,
     `half_open` TCP sessions without an answer (of each), `new_per_s` new conversations a second (each way,
-    0 for any number), `errors_per_s` ICMP errors sent to it, `events_per_s` drops of its that `vfr events` tells of, `fragments` datagrams in pieces at a time."""
+    0 for any number), `errors_per_s` ICMP errors sent to it, `events_per_s` drops of its that `vfr events` tells of, `fragments` datagrams in pieces at a time.
+
+    0 for any: `rate_out` bits a second that it sends and `rate_in` that it is sent, `pps_out` and `pps_in` packets, and
+    `new_in_per_s` conversations that others begin with it (0: `new_per_s` of the LAN's). `burst_ms` is by how much of
+    a second it may run ahead of its rates."""
 
     sessions: int = 2048
     inbound: int = 1024
@@ -47,14 +55,37 @@ class Limits:
     errors_per_s: int = 100
     events_per_s: int = 10
     fragments: int = 32
+    new_in_per_s: int = 0
+    rate_out: int = 0
+    rate_in: int = 0
+    pps_out: int = 0
+    pps_in: int = 0
+    burst_ms: int = 250
 
     def __post_init__(self) -> None:
         _check(
             self,
-            {"new_per_s": 0, "events_per_s": 0},
-            {"new_per_s": 10**7, "errors_per_s": 10**5, "fragments": 4096},
+            {"events_per_s": 0, **dict.fromkeys(("new_per_s", "new_in_per_s", *CAPS), 0)},
+            {
+                **dict.fromkeys(("new_per_s", "new_in_per_s"), 10**7),
+                **dict.fromkeys(("rate_out", "rate_in"), MOST_RATE),
+                **dict.fromkeys(("pps_out", "pps_in"), 10**9),
+                "errors_per_s": 10**5,
+                "fragments": 4096,
+                "burst_ms": MOST_BURST_MS,
+            },
             "",
         )
+        for name in ("rate_out", "rate_in"):
+            if 0 < (rate := getattr(self, name)) < LEAST_RATE:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} {rate} is too slow; it takes {LEAST_RATE} bits a second or more"
+                )
+
+    @property
+    def is_capped(self) -> bool:
+        """Whether any of its packets are counted against a rate."""
+        return any(getattr(self, name) for name in CAPS)
 
 
 def forgettable(limits: Limits, ports: int) -> tuple[int, int, int, int]:

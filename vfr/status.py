@@ -22,8 +22,8 @@ _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
 @dataclass(frozen=True, slots=True)
 class DomainStatus:
     """A domain as `vfr domain list` shows it. `state` is up, missing (its namespace or device is gone), saved (it is
-    away in a file) or degraded (`reason` says why); `forward` is the outside port that leads to its ssh; `guest_...` is
-    what a clone's guest believes."""
+    away in a file) or degraded (`reason` says why); `forward` is the outside port that leads to its ssh; `rates` are those that
+    it is held to ("" if to none), `guest_...` is what a clone's guest believes."""
 
     name: str
     address: str
@@ -35,6 +35,7 @@ class DomainStatus:
     outside_ports: str
     state: str
     reason: str
+    rates: str = ""
     guest_address: str | None = None
     guest_mac: str | None = None
     guest_gateway: str | None = None

@@ -11,7 +11,7 @@ Counts = Mapping[str, tuple[int, int]]  # verdict, "received" or "errors" -> (pa
 SORTS = ("name", "out", "in", "sessions", "drops", "limits")
 WIDTH = 80
 _ROUND = 1 << 32
-_LIMITS = ("DROP_TOO_FAST",)
+_LIMITS = frozenset({"DROP_TOO_FAST", "DROP_RATE_OUT", "DROP_RATE_IN", "DROP_PPS_OUT", "DROP_PPS_IN", "DROP_SHARE"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,4 +57,9 @@ MEANINGS: dict[Verdict, str] = {
     Verdict.DROP_PORTS_FULL: "the domain's port block is used up",
     Verdict.DROP_TOO_BIG: "longer than the next interface's MTU; answered with fragmentation needed",
     Verdict.DROP_KERNEL: "a kernel helper failed: no memory, or a packet it can't change",
+    Verdict.DROP_RATE_OUT: "more bits a second than the sender may send (--rate)",
+    Verdict.DROP_RATE_IN: "more bits a second than the receiver may be sent (--rate-in)",
+    Verdict.DROP_PPS_OUT: "more packets a second than the sender may send (--pps)",
+    Verdict.DROP_PPS_IN: "more packets a second than the receiver may be sent (--pps-in)",
+    Verdict.DROP_SHARE: "the uplink is overloaded, and the sender has had its share of it",
 }

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from support.host import Host
+from typer.testing import CliRunner
+
+from vfr.cli import app
+from vfr.errors import UsageError
+from vfr.kernel import mounts
+from vfr.kernel.fastpath import Fastpath
+from vfr.settings import Limits
 
 
 @pytest.fixture
@@ -40,12 +48,60 @@ def test_limits_are_set_shown_and_kept(host: Host) -> None:
     host.add("b")
     before = host.json("domain", "limit", "a")
     wanted = {name: value + number for number, (name, value) in enumerate(before.items(), 1)}
+    wanted |= {"rate_out": 10**12, "rate_in": 1500, "pps_in": 10**9}
     options = [w for name, value in wanted.items() for w in (f"--{name.replace('_', '-')}", str(value))]
     assert host.json("domain", "limit", "a", *options) == wanted
     assert _kept(host, "domain", "limit", "a") == wanted
+    fp = Fastpath.open(mounts.seen_from_here(Path("/run/vfr/netns") / host.ns("dom0") / "bpf"))
+    assert fp is not None
+    assert [row.limits for row in fp.domains().values() if row.generation == 2] == [Limits(**wanted)]
+    fp.close()
     assert host.json("domain", "limit", "b") == before, "another domain's are its own"
     refused = host.vfr("domain", "limit", "a", "--sessions", "0", check=False)
     assert refused.returncode == 2 and "--sessions 0" in refused.stderr
+
+
+def test_rates_are_said_as_people_say_them(host: Host) -> None:
+    host.vfr(
+        "domain", "set", "a", "--rate", "1.5M", "--rate-in", "10G", "--pps", "20k", "--pps-in", "7", "--burst", "1s"
+    )
+    shown = host.json("domain", "set", "a")
+    assert [shown[name] for name in ("rate_out", "rate_in", "pps_out", "pps_in", "burst_ms")] == [
+        1_500_000,
+        10**10,
+        20_000,
+        7,
+        1000,
+    ]
+    assert host.json("domain", "show", "a")["rates"] == "1500k out, 10G in, 20k packets/s out, 7 packets/s in"
+    assert "10G in" in host.vfr("domain", "list").stdout
+    line = next(row for row in host.vfr("export").stdout.splitlines() if row.startswith("domain a "))
+    assert "rate-out 1500000 rate-in 10000000000 pps-out 20000 pps-in 7 burst-ms 1000" in line
+    host.vfr("domain", "set", "a", "--rate", "none", "--rate-in", "none", "--pps", "none", "--pps-in", "none")
+    assert host.json("domain", "show", "a")["rates"] == ""
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--rate", "5Q", "--rate '5Q' is not a rate in bits a second; write it as 100M"),
+        ("--rate", "-5", "--rate '-5' is not a rate"),
+        ("--rate", "", "--rate '' is not a rate"),
+        ("--rate", "1e6", "--rate '1e6' is not a rate"),
+        ("--rate-in", "0", "--rate-in 0 would let nothing pass; take the limit off with --rate-in none"),
+        ("--rate", "999", "--rate 999 is too slow"),
+        ("--rate", "18446744073709551616", "is out of range; it takes up to 1T"),
+        ("--rate", "9" * 30 + "T", "is out of range"),
+        ("--rate", "9" * 31, "is not a rate"),
+        ("--pps", "many", "--pps 'many' is not a number a second"),
+        ("--pps-in", "4294967296", "is out of range; it takes up to 1G"),
+        ("--burst", "5 minutes", "--burst '5 minutes' is not a time; write it as 50ms"),
+        ("--burst", "0ms", "--burst 0ms is out of range; it takes 1ms to 10s"),
+    ],
+)
+def test_what_is_no_rate_is_refused(option: str, value: str, says: str) -> None:
+    done = CliRunner().invoke(app, ["domain", "set", "a", option, value], standalone_mode=False)
+    assert isinstance(done.exception, UsageError) and says in str(done.exception)
 
 
 def test_the_number_of_ports_is_set(host: Host) -> None:

@@ -106,6 +106,7 @@ class Bench:
                 router.nat_ports[-1],
                 self.ifindex["sorter"] if router.sorter else 0,
                 router.timers,
+                router.uplink_rate,
             )
         )
         for name, slot in world.SLOTS.items():
@@ -144,6 +145,11 @@ class Bench:
             # A thread of its own: the bench's may be the one that asks.
             with ThreadPoolExecutor(1, initializer=_enter, initargs=(self._namespace,)) as thread:
                 self._host.update(thread.submit(lambda: {key: _bound(*key) for key in missing}).result())
+
+    def enter(self) -> None:
+        """Has the thread that calls it see the interfaces that frames come in by."""
+        _own_namespace()
+        _enter(self._namespace)
 
     def _empty(self, name: str, place: int) -> None:
         """Empties an inner map where it is: to put another there, the kernel waits for all programs."""

@@ -461,10 +461,11 @@ def tcx_programs(ifindex: int, way: int = TCX_INGRESS) -> list[int]:
 _SKB_SIZE, _SKB_MARK, _SKB_IFINDEX = 192, 8, 40
 
 
-def test_run(program: int, frame: bytes, ifindex: int, mark: int = 0) -> tuple[int, bytes]:
+def test_run(program: int, frame: bytes, ifindex: int, mark: int = 0, repeat: int = 1) -> tuple[int, bytes]:
     """Runs a program on a frame as if it had come in by the interface, which must exist here.
 
     Returns what the program told the kernel (TC_ACT_*) and the frame as it left it. Needs 14 bytes. `mark` is skb->mark.
+    With `repeat`, so many times, each on what the last one left.
     """
     skb = bytearray(_SKB_SIZE)
     skb[_SKB_MARK : _SKB_MARK + 4] = mark.to_bytes(4, "little")
@@ -478,7 +479,7 @@ def test_run(program: int, frame: bytes, ifindex: int, mark: int = 0) -> tuple[i
         data_size_out=len(out),
         data_in=ctypes.addressof(data),
         data_out=ctypes.addressof(out),
-        repeat=1,
+        repeat=repeat,
         ctx_size_in=_SKB_SIZE,
         ctx_in=ctypes.addressof(ctx),
     )

@@ -24,7 +24,7 @@ from vfr.errors import ConflictError, KernelError
 from vfr.kernel import attach, bpf, layout, loader
 from vfr.kernel.ringbuf import RingBuffer
 from vfr.policy.compile import level_bit
-from vfr.settings import LAN_FRAGMENTS, Limits, Timers, forgettable
+from vfr.settings import CAPS, LAN_FRAGMENTS, Limits, Timers, forgettable
 from vfr.view import GuestWords
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ _ACTIONS = {"allow": Action.ACTION_ALLOW, "reject": Action.ACTION_REJECT, "deny"
 _ONE_BY_ONE = 2000  # so many rows are read faster each by itself than with all others
 _HEADER = int(Limit.NODE_HEADER)
 _TABLES = ("sessions", "inbound", "mappings", "fragments")
-_LIMIT_FIELDS = {"fragments": "pieces"}
+_LIMIT_FIELDS = {"fragments": "pieces"}  # whose fields in a row have other names
+_IN_CAPS = frozenset({*CAPS, "burst_ms"})
+_IN_ROW = {f.name: _LIMIT_FIELDS.get(f.name, f.name) for f in fields(Limits) if f.name not in _IN_CAPS}
 _PER_CPU = ("counters", "offload")
 NOTES = {
     "digest": (_DIGEST_SIZE, 1),
@@ -71,7 +73,8 @@ _Row = TypeVar("_Row", bound=ctypes.Structure)
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What the whole router goes by. `outside` and `lan` are None while NAT is off."""
+    """What the whole router goes by. `outside` and `lan` are None while NAT is off; `uplink_rate` in bits a second, 0 if
+    nobody knows what the uplink takes."""
 
     gateway: IPv4Address
     pool: IPv4Network
@@ -83,6 +86,7 @@ class Config:
     nat_high: int
     sorter_ifindex: int = 0
     timers: Timers = field(default_factory=Timers)
+    uplink_rate: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +169,7 @@ def _config_row(config: Config, policy: int, clock_ahead_ns: int) -> bytes:
             nat_high=config.nat_high,
             clock_ahead_ns=clock_ahead_ns,
             timers=_abi.Timers(**{f"{name}_s": value for name, value in asdict(config.timers).items()}),
+            uplink_rate=config.uplink_rate,
         )
     )
 
@@ -182,6 +187,7 @@ def _config(row: _abi.Config) -> Config:
         nat_high=row.nat_high,
         sorter_ifindex=row.sorter_ifindex,
         timers=Timers(**{f.name: getattr(row.timers, f"{f.name}_s") for f in fields(Timers)}),
+        uplink_rate=row.uplink_rate,
     )
 
 
@@ -214,8 +220,22 @@ def _domain_row(row: DomainRow) -> bytes:
             guest_mac=_mac_bytes(guest.mac or row.mac),
             is_clone=guest.is_clone,
             deliver=row.deliver,
-            **{_LIMIT_FIELDS.get(name, name): value for name, value in asdict(row.limits).items()},
+            is_capped=row.limits.is_capped,
+            **{at: getattr(row.limits, name) for name, at in _IN_ROW.items()},
+            outward=_abi.Cap(row.limits.rate_out, row.limits.pps_out, row.limits.burst_ms * 1000),
+            inward=_abi.Cap(row.limits.rate_in, row.limits.pps_in, row.limits.burst_ms * 1000),
         )
+    )
+
+
+def _limits(row: _abi.Domain) -> Limits:
+    return Limits(
+        **{name: getattr(row, at) for name, at in _IN_ROW.items()},
+        rate_out=row.outward.bits_per_s,
+        rate_in=row.inward.bits_per_s,
+        pps_out=row.outward.packets_per_s,
+        pps_in=row.inward.packets_per_s,
+        burst_ms=row.outward.burst_us // 1000,
     )
 
 
@@ -229,7 +249,7 @@ def _domain(row: _abi.Domain) -> DomainRow:
         deliver=Deliver(row.deliver),
         port_low=row.port_low,
         port_count=row.port_count,
-        limits=Limits(**{f.name: getattr(row, _LIMIT_FIELDS.get(f.name, f.name)) for f in fields(Limits)}),
+        limits=_limits(row),
         guest=_guest(row),
     )
 
@@ -530,6 +550,12 @@ class Fastpath:
     def new_runtime(self, row: int) -> None:
         """What the fastpath noted down for a slot, or for Limit.ROW_LAN, begins anew."""
         self._maps["runtime"].set(_u32(row), bytes(ctypes.sizeof(_abi.Runtime)))
+
+    @staticmethod
+    def sizes(limits: Limits, port_count: int) -> tuple[int, ...]:
+        """How large a slot's tables are under these limits: only where that changes are there others to be made, while
+        conversations begin."""
+        return tuple(_table_sizes(limits, port_count).values())
 
     def resize_tables(self, slot: int, limits: Limits, port_count: int) -> None:
         """Inner maps of other sizes, with what was in the old ones as far as there is room."""

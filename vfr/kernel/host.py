@@ -387,7 +387,7 @@ class Host:
             fp.new_tables(vif.slot, vif.limits, vif.port_count, vif.id)
             fp.clear_block(vif.port_low, vif.port_count)
             fp.reset_counters(vif.slot)
-        elif row and row.limits != vif.limits:
+        elif row and fp.sizes(row.limits, vif.port_count) != fp.sizes(vif.limits, vif.port_count):
             self._step(f"{vif.interface}: tables of another size")
             fp.resize_tables(vif.slot, vif.limits, vif.port_count)
         self._step(f"{vif.interface}: enter the domain")

@@ -19,6 +19,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Protocol
 
 from vfr._abi import Kind as K
+from vfr._abi import Limit
 from vfr._abi import TcpEvent as E
 from vfr._abi import TcpState as S
 from vfr._abi import Verdict as V
@@ -71,6 +72,8 @@ ICMP_ERROR_MAX = 1536
 SORTED_PIECES_MAX = 128
 LAN_ERRORS_PER_S = 100
 ETHERTYPE_LEAST = 0x600
+WIRE_EXTRA = 24
+QUEUE = 4_000_000
 LINK_LOCAL = IPv4Network("169.254.0.0/16")
 MULTICAST = IPv4Network("224.0.0.0/4")
 MARTIANS = tuple(IPv4Network(n) for n in ("0.0.0.0/8", "127.0.0.0/8", "240.0.0.0/4"))
@@ -130,7 +133,7 @@ class Domain:
 @dataclass(frozen=True, slots=True)
 class Router:
     """All that the control plane has said. `forwards` is (protocol, outside port) -> (slot, inside port);
-    `host_ports` are the (protocol, port) that programs of the host have bound for themselves."""
+    `uplink_rate` is what the uplink takes, in bits a second, 0 if nobody has said; `host_ports` are the (protocol, port) that programs of the host have bound for themselves."""
 
     domains: Mapping[int, Domain]
     policy: Policy
@@ -144,6 +147,7 @@ class Router:
     limits: Limits = field(default_factory=Limits)
     timers: Timers = field(default_factory=Timers)
     sorter: bool = True
+    uplink_rate: int = 0
     host_ports: frozenset[tuple[int, int]] = frozenset()
 
     def gateway_seen(self, domain: Domain) -> int:
@@ -200,7 +204,8 @@ QueueKey = tuple[int, K]
 @dataclass(frozen=True, slots=True)
 class State:
     """All that packets have made. `outside` is (protocol, port) -> mapping that claimed it; `closing` are
-    sessions with their outside ports, oldest first; `whole` is when each rate's allowance is whole again."""
+    sessions with their outside ports, oldest first; `whole` is when each rate's allowance is whole again; of the uplink, it
+    also has the fair rate, and when that was last adjusted."""
 
     sessions: Mapping[Key, Session] = field(default_factory=dict)
     mappings: Mapping[MappingKey, PortMapping] = field(default_factory=dict)
@@ -422,6 +427,27 @@ def idle_time(timers: Timers, protocol: int, service: int, state: S) -> int:
     return (timers.tcp_closing if state in CLOSING else timers.tcp_established) * SECOND
 
 
+@dataclass(frozen=True, slots=True)
+class _Cap:
+    """A rate that a packet draws on: whose, how much of it, what it is a second, and what no packet takes more than."""
+
+    what: tuple[int, str]
+    amount: int
+    per_s: int
+    most: int
+    verdict: V
+
+
+def _time_for(amount: int, per_s: int) -> int:
+    """How long, in whole ns, a rate takes for an amount."""
+    return -(-amount * SECOND // per_s)
+
+
+def _queue_aim(rate: int) -> int:
+    """The queue, in ns, that is aimed at on an uplink of that rate."""
+    return QUEUE + _time_for(1 << 20, rate)
+
+
 class _Run:
     """One frame's way. Holds the state as it changes; `State` itself is never touched."""
 
@@ -452,7 +478,8 @@ class _Run:
 
     def admit(self, slot: int, inbound: bool, protocol: int) -> None:
         limits = self.router.limits
-        if not self.within_rate((slot, "entered" if inbound else "opened"), limits.new_per_s):
+        per_s = (limits.new_in_per_s if inbound else 0) or limits.new_per_s
+        if not self.within_rate((slot, "entered" if inbound else "opened"), per_s):
             raise _End(V.DROP_TOO_FAST)
         half_open = [s for s in self.alive(slot, inbound).values() if s.state in HALF_OPEN]
         if protocol != TCP or len(half_open) < limits.half_open:
@@ -483,6 +510,58 @@ class _Run:
         del self.mappings[key]
         self.outside.pop((key[1], port), None)
         return port
+
+    # Rates
+
+    def keep_rates(self, length: int, to: int, to_uplink: bool) -> None:
+        """A frame that may go: all the rates that it draws on have credit, or it draws on none."""
+        limits, bits, burst = self.router.limits, 8 * length, self.router.limits.burst_ms * 10**6
+        caps = (
+            _Cap((self.sender, "bits out"), bits, limits.rate_out, 1 << 23, V.DROP_RATE_OUT),
+            _Cap((self.sender, "packets out"), 1, limits.pps_out, 4096, V.DROP_PPS_OUT),
+            _Cap((to, "bits in"), bits, limits.rate_in, 1 << 23, V.DROP_RATE_IN),
+            _Cap((to, "packets in"), 1, limits.pps_in, 4096, V.DROP_PPS_IN),
+        )
+        drawn = [cap for cap in caps if cap.per_s and cap.what[0] != LAN]
+        for cap in drawn:
+            _end_if((not self.has_credit(cap.what, burst, _time_for(cap.most, cap.per_s)), cap.verdict))
+        fair = self.fair_share(self.router.uplink_rate) if to_uplink and self.router.uplink_rate else 0
+        for cap in drawn:
+            self.draw(cap.what, _time_for(cap.amount, cap.per_s))
+        if fair:
+            self.draw_share(bits + 8 * WIRE_EXTRA, self.router.uplink_rate, fair)
+
+    def has_credit(self, what: tuple[int, str], burst: int, longest_debt: int) -> bool:
+        """Whether a rate is not drawn on beyond its burst. A longer debt than there can be is of a rate that was."""
+        until = self.whole.get(what, 0)
+        if until <= self.now + burst:
+            return True
+        self.whole[what] = min(until, self.now + burst + longest_debt)
+        return False
+
+    def draw(self, what: tuple[int, str], takes: int) -> None:
+        self.whole[what] = max(self.whole.get(what, 0), self.now) + takes
+
+    def fair_share(self, rate: int) -> int:
+        """The fair rate, if the sender may have the uplink now: its queue is short, or the sender has had less."""
+        aim = _queue_aim(rate)
+        queue = max(self.whole.get((LAN, "share"), 0) - self.now, 0)
+        fair = self.whole.get((LAN, "fair"), 0)
+        fair = fair if 0 < fair <= rate else rate
+        if self.now - self.whole.get((LAN, "adjusted"), 0) >= aim // 4:
+            change = -(fair // 4) if queue > 2 * aim else -(fair // 16) if queue > aim else fair // 16
+            fair = min(max(fair + change, rate // Limit.SLOTS) + 1, rate)
+            self.whole[LAN, "adjusted"] = self.now
+        self.whole[LAN, "fair"] = fair
+        had = max(self.whole.get((self.sender, "share"), 0) - self.now, 0)
+        _end_if((queue > aim // 4 and had > 2 * aim, V.DROP_SHARE))
+        return fair
+
+    def draw_share(self, bits: int, rate: int, fair: int) -> None:
+        self.draw((LAN, "share"), _time_for(bits, rate))
+        what, most = (self.sender, "share"), self.now + 2 * _queue_aim(rate)
+        self.whole[what] = min(self.whole.get(what, 0), most)
+        self.draw(what, _time_for(bits, fair))
 
     # Fragments
 
@@ -746,6 +825,7 @@ class _Run:
         if p.length > mtu:
             _end_if((p.fragment & DONT or self.sorted, V.DROP_TOO_BIG), (not router.sorter, V.DROP_NO_SORTER))
             raise _End(V.TO_SORTER)
+        self.keep_rates(len(frame), flow.to, flow.to == LAN and not self.hairpin)
         return self.deliver(self.translate(frame, p, flow), flow)
 
     @staticmethod
@@ -872,6 +952,9 @@ class _Run:
         slot, inbound = flow.key[:2]
         number, per_s = self.router.policy.limit(*self.question(flow, p))
         _end_if((not self.within_rate((number, "rule"), per_s), V.DROP_TOO_FAST))
+        if not inbound and flow.to != LAN:
+            entering = self.within_rate((flow.to, "entered"), self.router.limits.new_in_per_s)
+            _end_if((not entering, V.DROP_TOO_FAST))
         self.admit(slot, inbound, p.protocol)
         state = S.TCP_OPENING if p.protocol == TCP else S.TCP_NONE
         expires = self.now + idle_time(self.router.timers, p.protocol, flow.service, S.TCP_OPENING)
@@ -952,6 +1035,7 @@ class _Run:
         if to is None or to == self.sender or router.policy.decide(self.sender, to, 0, kind, 0, True) != "allow":
             raise _End(V.DROP_ETHERTYPE)
         _end_if((len(frame) > router.domains[to].mtu + L3, V.DROP_TOO_BIG))
+        self.keep_rates(len(frame), to, False)
         frame = router.domains[to].seen_mac + router.domains[self.sender].mac + frame[12:]
         return Step(self.state(), V.TO_DOMAIN if to else V.TO_DOM0, frame, to)
 
