@@ -252,12 +252,25 @@ def explain(host: Host, contents: Contents, policy: CompiledPolicy, rules: RuleS
 
     VfrError if there is no router, or nobody of such a name; UsageError if the question cannot be asked.
     """
-    from vfr.kernel.twin import twin
-
     scene = read_scene(host, contents, policy, rules)
     opener, target = find_end(scene, q.opener, q), find_end(scene, q.target, q)
     if opener.seat is None and opener.address in scene.own:
         opener = find_end(scene, DOM0, q)
+    answer = _explained(host, scene, policy, q, opener, target)
+    return replace(answer, stages=(*answer.stages, *_cards(opener, target)))
+
+
+def _cards(opener: End, target: End) -> Iterator[Stage]:
+    """What was seen of a guest whose card has not the MAC that its frames are asked about with."""
+    for seat in dict.fromkeys(end.seat for end in (opener, target) if end.seat and end.seat.strangers):
+        dropped = f"frames of {seat.name}'s dropped so far for another MAC (DROP_SRC_MAC): {seat.strangers}"
+        yield "card", f"{dropped}; its card's must be {seat.mac_seen}"
+
+
+def _explained(host: Host, scene: Scene, policy: CompiledPolicy, q: Question, opener: End, target: End) -> Explanation:
+    """What the fastpath would make of it."""
+    from vfr.kernel.twin import twin
+
     start = begin(scene, q, opener, target)
     if isinstance(start, Explanation):
         return start

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from typing import TYPE_CHECKING
 
-from vfr._abi import Limit
+from vfr._abi import Limit, Verdict
 from vfr.errors import UsageError, VfrError
 from vfr.forwards import ways
 from vfr.plan import DOM0_DEVICE, DOM0_VIF
@@ -30,7 +30,7 @@ SAMPLES = tuple(IPv4Network(n) for n in ("203.0.113.0/24", "198.51.100.0/24", "1
 @dataclass(frozen=True, slots=True)
 class Seat:
     """A domain as it hangs on the router. `trouble` says why no frame can come in by its interface, `unreachable`
-    why none can go out of it; "" if all is well."""
+    why none can go out of it; "" if all is well. `strangers` are the frames so far that had another MAC."""
 
     name: str
     slot: int
@@ -41,6 +41,7 @@ class Seat:
     trouble: str = ""
     unreachable: str = ""
     guest: GuestWords = field(default_factory=GuestWords)
+    strangers: int = 0
 
     @property
     def address_seen(self) -> IPv4Address:
@@ -159,6 +160,7 @@ def _host_only(contents: Contents) -> Iterator[Forward]:
 
 def _seats(host: Host, contents: Contents, present: Mapping[str, Link]) -> dict[str, Seat]:
     rows, vifs = host.fastpath.domains(), host.fastpath.vifs()
+    counted = host.fastpath.counters(rows)
     wanted = [(DOM0, 0, DOM0_VIF, DOM0_DEVICE), *((d.name, d.slot, d.interface, d.interface) for d in contents.domains)]
     seats = {}
     for name, slot, vif, device in wanted:
@@ -171,7 +173,9 @@ def _seats(host: Host, contents: Contents, present: Mapping[str, Link]) -> dict[
         trouble = _trouble(host, link, vif, "vif") or ("" if entered else f"{vif} is not in the fastpath's tables")
         reached = _reached(present.get(device), device)
         guest = row.guest if row else GuestWords()
-        seats[name] = Seat(name, slot, address, mac, vif, link.index if link else 0, trouble, reached, guest)
+        strangers, _ = counted.get(slot, {}).get(Verdict.DROP_SRC_MAC.name, (0, 0))
+        index = link.index if link else 0
+        seats[name] = Seat(name, slot, address, mac, vif, index, trouble, reached, guest, strangers)
     return seats
 
 
