@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * answer: what guests ask the network itself. ARP for the gateway, and for the peers a domain has
+ * answer: what guests ask the network itself. Who they are, by DHCP (dhcp.h). ARP for the gateway, and for the peers a domain has
  * business with (systems that take 169.254/16 for on-link ask for the peer, not for the gateway).
  * Silent for everything else: an answer to a duplicate address probe, or about a domain's own
  * address, would tell the guest that its address is taken.
@@ -8,7 +8,7 @@
 #ifndef VFR_ANSWER_H
 #define VFR_ANSWER_H
 
-#include "guard.h"
+#include "dhcp.h"
 #include "policy.h"
 #include "view.h"
 
@@ -51,6 +51,8 @@ static __always_inline enum vfr_verdict answer_arp(struct vfr_pkt *p)
 
 static __always_inline enum vfr_verdict answer(struct vfr_pkt *p)
 {
+	if (p->dhcp)
+		return answer_dhcp(p);
 	return p->l3_proto == bpf_htons(ETH_P_ARP) ? answer_arp(p) : VFR_CONTINUE;
 }
 

@@ -49,6 +49,12 @@ static __always_inline bool in_pool(const struct vfr_config *config, __be32 addr
 	return in_net(address, config->pool_base, config->pool_mask);
 }
 
+/* Whom the guest takes for the router. */
+static __always_inline __be32 gateway_seen(const struct vfr_config *config, const struct vfr_domain *domain)
+{
+	return domain->guest_gateway ? domain->guest_gateway : config->gateway;
+}
+
 static __always_inline bool is_vlan(__be16 ethertype)
 {
 	return ethertype == bpf_htons(ETH_P_8021Q) || ethertype == bpf_htons(ETH_P_8021AD) ||
@@ -152,6 +158,30 @@ static __always_inline enum vfr_verdict guard_target(const struct vfr_pkt *p)
 	return is_martian(p->dst) || p->dst == p->src ? VFR_DROP_MARTIAN : VFR_CONTINUE;
 }
 
+/* A guest's DHCP: to everybody, or to whom it takes for the router. */
+static __always_inline bool is_dhcp(const struct vfr_pkt *p)
+{
+	struct udphdr *udp;
+
+	if (p->l4_proto != IPPROTO_UDP || p->later || !p->from->lease_s)
+		return false;
+	if (p->dst != 0xffffffff && p->dst != gateway_seen(p->config, p->from))
+		return false;
+	udp = header(p->skb, L4_OFFSET, sizeof(*udp));
+	return udp && udp->dest == bpf_htons(DHCP_SERVER);
+}
+
+/* Its source is looked at where it is answered: a guest that has no address yet has none to be held to. */
+static __always_inline enum vfr_verdict guard_dhcp(struct vfr_pkt *p, bool group_or_gateway)
+{
+	p->dhcp = true;
+	if (!group_or_gateway)
+		return VFR_DROP_DST_MAC;
+	if (p->fragment)
+		return VFR_DROP_DHCP_HEADER;
+	return p->skb->gso_size ? VFR_DROP_OFFLOAD : guard_l4(p);
+}
+
 static __always_inline enum vfr_verdict guard_ip(struct vfr_pkt *p, bool to_group, bool to_gateway)
 {
 	enum vfr_verdict verdict = parse_ip(p);
@@ -160,6 +190,8 @@ static __always_inline enum vfr_verdict guard_ip(struct vfr_pkt *p, bool to_grou
 		verdict = guard_ip_header(p);
 	if (verdict != VFR_CONTINUE)
 		return verdict;
+	if (is_dhcp(p))
+		return guard_dhcp(p, to_group || to_gateway);
 	if (p->src != p->from->guest_address)
 		return VFR_DROP_SRC_IP;
 	verdict = guard_target(p);

@@ -188,6 +188,13 @@ struct {
 	__type(value, struct vfr_counters);
 } counters SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct vfr_dhcp_work);
+} dhcp_work SEC(".maps");
+
 /* Drops, for whoever listens. What does not fit is lost, and counted like everything else. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

@@ -47,6 +47,12 @@ enum {
 	ICMP_PROHIBITED = 13,
 };
 
+/* Ports of RFC 2131 4.1. */
+enum {
+	DHCP_SERVER = 67,
+	DHCP_CLIENT = 68,
+};
+
 struct vfr_icmp {
 	__u8 type;
 	__u8 code;
@@ -109,6 +115,7 @@ struct vfr_pkt {
 	bool sorted;                 /* it comes back from the sorter */
 	bool hairpin;                /* its other end is a port of ours, spoken to by the LAN address */
 	bool error;                  /* an ICMP error; ports and protocol are those of an answer to what it quotes */
+	bool dhcp;                   /* a guest asks who it is */
 	bool partial;                /* its L4 checksum is still to be completed (CHECKSUM_PARTIAL) */
 	__u8 quoted_l4;              /* of an ICMP error: where the quoted L4 header is in the frame */
 

@@ -209,6 +209,7 @@ static __always_inline int finish(struct vfr_pkt *p, enum vfr_verdict verdict)
 	case VFR_TO_SORTER:
 	case VFR_HAIRPIN:
 	case VFR_ANSWERED:
+	case VFR_DHCP_NAK:
 		if (is_logged(p))
 			tell_end(p, verdict);
 		return p->action;

@@ -25,8 +25,9 @@ enum vfr_verdict {
 	VFR_TO_LAN,              /* translated and out of the uplink */
 	VFR_TO_SORTER,           /* to the kernel's own reassembly; what comes back is a frame of its own */
 	VFR_HAIRPIN,             /* to a port of ours, by the LAN address: translated, then judged as from the LAN */
-	VFR_ANSWERED,            /* the fastpath answered it itself (ARP) */
+	VFR_ANSWERED,            /* the fastpath answered it itself (ARP, DHCP) */
 	VFR_NOT_OURS,            /* on the uplink, and none of our business: the host's stack takes it */
+	VFR_DHCP_NAK,            /* DHCP that asks for or uses another address than the domain's own, and is told so (NAK) */
 
 	VFR_DROP_NOT_READY,      /* the VIF belongs to no domain yet, or no more */
 	VFR_DROP_TRUNCATED,      /* a header runs past the end of the frame */
@@ -61,6 +62,13 @@ enum vfr_verdict {
 	VFR_DROP_ICMP_ERROR,     /* an ICMP error about no living conversation of its sender's */
 	VFR_DROP_ICMP_TYPE,      /* ICMP that is neither echo nor timestamp nor an error to be passed on, redirects above all */
 
+	VFR_DROP_DHCP_HEADER,    /* DHCP that is no client's whole request: its ports, length, fixed fields, or it comes in fragments */
+	VFR_DROP_DHCP_CHECKSUM,  /* DHCP whose UDP checksum is wrong */
+	VFR_DROP_DHCP_CLIENT,    /* DHCP for another hardware address than the domain's own */
+	VFR_DROP_DHCP_OPTIONS,   /* DHCP whose options run past its end, come twice or overloaded, or lack what they must say */
+	VFR_DROP_DHCP_TOO_FAST,  /* more DHCP a second than a guest is answered */
+	VFR_DROP_DHCP_SILENT,    /* DHCP that wants no answer: a RELEASE, a DECLINE, or another server's offer is taken */
+
 	VFR_DROP_NO_SESSION,     /* not the start of a conversation, and no conversation is known */
 	VFR_DROP_UNSOLICITED,    /* from the LAN to a port of ours, from somebody never spoken to */
 	VFR_DROP_NO_DOMAIN,      /* an address of the router's own range that nobody has */
@@ -90,6 +98,9 @@ enum vfr_limit {
 	VFR_ROW_LAN = 4096,           /* counters: what came in by the uplink */
 	VFR_ROW_UNKNOWN = 4097,       /* counters: what came in by a VIF of no domain */
 	VFR_ROWS = 4098,
+	VFR_DHCP_PER_S = 10,          /* DHCP messages of one domain's that are looked at */
+	VFR_DHCP_OPTIONS = 1232,      /* bytes of options: what an Ethernet frame has room for */
+	VFR_DHCP_DNS = 3,             /* DNS servers that a guest is told of */
 	VFR_LAN_EVENTS_PER_S = 100,   /* events of what came in by the uplink, or by a VIF of no domain */
 	/* Nodes, by which the policy knows who is at an end. A slot is its domain's node; then: */
 	VFR_NODE_GROUPS = 0x1000,     /* the first of those for all groups that a domain is in, */
@@ -238,13 +249,15 @@ struct vfr_domain {
 	__u8 deliver;                 /* enum vfr_deliver */
 	__u8 is_clone;                /* the guest believes anything else than the router knows */
 	__u8 is_capped;               /* any cap below is set */
-	__u8 zero;
+	__u8 prefix;                  /* what its guest is told by DHCP (dhcp.h): how long its network's prefix is, */
 	__u32 new_in_per_s;           /* new conversations with it that others begin a second; 0 for as many as it may */
-	__u32 zero2;
+	__u32 lease_s;                /* how long that holds, 0 if it is told nothing; */
 	struct vfr_cap outward;           /* what it sends, */
 	struct vfr_cap inward;            /* and what it is sent */
+	__be32 dns[VFR_DHCP_DNS];     /* its DNS servers, 0 from the first that there is not */
+	__u8 zero[4];
 };
-_Static_assert(sizeof(struct vfr_domain) == 112, "vfr_domain");
+_Static_assert(sizeof(struct vfr_domain) == 128, "vfr_domain");
 
 /* @sessions, @inbound: an inner map per slot. "Remote" is a LAN host or another domain. */
 struct vfr_session_key {
@@ -415,6 +428,7 @@ struct vfr_runtime {
 	__u64 entered_until_ns;       /* rate of conversations that the LAN opened to it */
 	__u64 errors_until_ns;        /* rate of ICMP errors sent to it */
 	__u64 events_until_ns;        /* rate of its events */
+	__u64 dhcp_until_ns;          /* rate of its DHCP */
 	__s32 half_open;              /* TCP sessions in VFR_TCP_OPENING that it opened */
 	__s32 half_open_inbound;      /* and that the LAN opened to it */
 	__u32 untold;                 /* drops since the last event that nothing was said of */
@@ -425,7 +439,24 @@ struct vfr_runtime {
 	__u64 fair_rate;              /* the LAN's row: bits a second of the uplink that nobody need exceed, */
 	__u64 adjusted_ns;            /* and since when it is that */
 };
-_Static_assert(sizeof(struct vfr_runtime) == 112, "vfr_runtime");
+_Static_assert(sizeof(struct vfr_runtime) == 120, "vfr_runtime");
+
+/* @dhcp_work, one row a CPU: the DHCP message at hand. Too much for a program's stack, and for the verifier to follow. */
+struct vfr_dhcp_work {
+	__u32 at;                     /* of its options: the next, */
+	__u32 end;                    /* and where there are no more */
+	__be32 requested;             /* the address that it asks for, 0 if it names none, */
+	__be32 server;                /* and the server that it speaks to */
+	__u32 client_id;              /* where the client's identifier is among the options, */
+	__u32 client_id_size;         /* and how long, with its code and length; 0 if there is none */
+	__u8 message;                 /* its message type, and the answer's */
+	__u8 reply;
+	__u8 wrong;                   /* an option is not in order */
+	__u8 ended;                   /* they end as they must */
+	__u8 options[VFR_DHCP_OPTIONS + 256]; /* the client's; behind them room for one that would run past their end */
+	__u8 answer[128];             /* ours, without the client's own identifier */
+};
+_Static_assert(sizeof(struct vfr_dhcp_work) == 1644, "vfr_dhcp_work");
 
 /* @counters, a row per slot and CPU. A frame is counted once, where it came in. */
 struct vfr_count {

@@ -15,12 +15,6 @@
 
 #include "related.h"
 
-/* Whom the guest takes for the router. */
-static __always_inline __be32 gateway_seen(const struct vfr_config *config, const struct vfr_domain *domain)
-{
-	return domain->guest_gateway ? domain->guest_gateway : config->gateway;
-}
-
 /* Puts another address in the IP header's place `at`. `protocol` is the one whose checksum covers it, or 0. */
 __noinline int readdress(struct __sk_buff *skb, __u32 at, __be32 old, __be32 new, __u32 protocol)
 {

@@ -41,6 +41,9 @@ class Limit(enum.IntEnum):
     ROW_LAN = 4096
     ROW_UNKNOWN = 4097
     ROWS = 4098
+    DHCP_PER_S = 10
+    DHCP_OPTIONS = 1232
+    DHCP_DNS = 3
     LAN_EVENTS_PER_S = 100
     NODE_GROUPS = 4096
     NODE_REMOTES = 8192
@@ -101,55 +104,62 @@ class Verdict(enum.IntEnum):
     HAIRPIN = 5
     ANSWERED = 6
     NOT_OURS = 7
-    DROP_NOT_READY = 8
-    DROP_TRUNCATED = 9
-    DROP_VLAN = 10
-    DROP_SRC_MAC = 11
-    DROP_DST_MAC = 12
-    DROP_GROUP_MAC = 13
-    DROP_ETHERTYPE = 14
-    DROP_IPV6 = 15
-    DROP_ARP_HEADER = 16
-    DROP_ARP_SENDER = 17
-    DROP_ARP_PROBE = 18
-    DROP_ARP_OWN = 19
-    DROP_ARP_REPLY = 20
-    DROP_ARP_UNANSWERED = 21
-    DROP_IP_HEADER = 22
-    DROP_SOURCE_ROUTE = 23
-    DROP_IP_OPTIONS = 24
-    DROP_SRC_IP = 25
-    DROP_MARTIAN = 26
-    DROP_MULTICAST = 27
-    DROP_FRAGMENT = 28
-    DROP_NO_SORTER = 29
-    DROP_FRAGMENTS_FULL = 30
-    DROP_TTL = 31
-    DROP_L4_HEADER = 32
-    DROP_OFFLOAD = 33
-    DROP_PROTOCOL = 34
-    DROP_ICMP_CHECKSUM = 35
-    DROP_ICMP_ERROR = 36
-    DROP_ICMP_TYPE = 37
-    DROP_NO_SESSION = 38
-    DROP_UNSOLICITED = 39
-    DROP_NO_DOMAIN = 40
-    DROP_NO_UPLINK = 41
-    DROP_HAIRPIN = 42
-    DROP_POLICY = 43
-    DROP_REJECTED = 44
-    DROP_SESSIONS_FULL = 45
-    DROP_HALF_OPEN_FULL = 46
-    DROP_TOO_FAST = 47
-    DROP_PORTS_FULL = 48
-    DROP_TOO_BIG = 49
-    DROP_KERNEL = 50
-    DROP_RATE_OUT = 51
-    DROP_RATE_IN = 52
-    DROP_PPS_OUT = 53
-    DROP_PPS_IN = 54
-    DROP_SHARE = 55
-    VERDICTS = 56
+    DHCP_NAK = 8
+    DROP_NOT_READY = 9
+    DROP_TRUNCATED = 10
+    DROP_VLAN = 11
+    DROP_SRC_MAC = 12
+    DROP_DST_MAC = 13
+    DROP_GROUP_MAC = 14
+    DROP_ETHERTYPE = 15
+    DROP_IPV6 = 16
+    DROP_ARP_HEADER = 17
+    DROP_ARP_SENDER = 18
+    DROP_ARP_PROBE = 19
+    DROP_ARP_OWN = 20
+    DROP_ARP_REPLY = 21
+    DROP_ARP_UNANSWERED = 22
+    DROP_IP_HEADER = 23
+    DROP_SOURCE_ROUTE = 24
+    DROP_IP_OPTIONS = 25
+    DROP_SRC_IP = 26
+    DROP_MARTIAN = 27
+    DROP_MULTICAST = 28
+    DROP_FRAGMENT = 29
+    DROP_NO_SORTER = 30
+    DROP_FRAGMENTS_FULL = 31
+    DROP_TTL = 32
+    DROP_L4_HEADER = 33
+    DROP_OFFLOAD = 34
+    DROP_PROTOCOL = 35
+    DROP_ICMP_CHECKSUM = 36
+    DROP_ICMP_ERROR = 37
+    DROP_ICMP_TYPE = 38
+    DROP_DHCP_HEADER = 39
+    DROP_DHCP_CHECKSUM = 40
+    DROP_DHCP_CLIENT = 41
+    DROP_DHCP_OPTIONS = 42
+    DROP_DHCP_TOO_FAST = 43
+    DROP_DHCP_SILENT = 44
+    DROP_NO_SESSION = 45
+    DROP_UNSOLICITED = 46
+    DROP_NO_DOMAIN = 47
+    DROP_NO_UPLINK = 48
+    DROP_HAIRPIN = 49
+    DROP_POLICY = 50
+    DROP_REJECTED = 51
+    DROP_SESSIONS_FULL = 52
+    DROP_HALF_OPEN_FULL = 53
+    DROP_TOO_FAST = 54
+    DROP_PORTS_FULL = 55
+    DROP_TOO_BIG = 56
+    DROP_KERNEL = 57
+    DROP_RATE_OUT = 58
+    DROP_RATE_IN = 59
+    DROP_PPS_OUT = 60
+    DROP_PPS_IN = 61
+    DROP_SHARE = 62
+    VERDICTS = 63
 
 
 class Way(enum.IntEnum):
@@ -254,6 +264,25 @@ class Credit(ctypes.Structure):
 
 assert ctypes.sizeof(Credit) == 16
 
+class DhcpWork(ctypes.Structure):
+    _fields_ = [
+        ("at", ctypes.c_uint32),
+        ("end", ctypes.c_uint32),
+        ("requested", ctypes.c_uint32.__ctype_be__),
+        ("server", ctypes.c_uint32.__ctype_be__),
+        ("client_id", ctypes.c_uint32),
+        ("client_id_size", ctypes.c_uint32),
+        ("message", ctypes.c_uint8),
+        ("reply", ctypes.c_uint8),
+        ("wrong", ctypes.c_uint8),
+        ("ended", ctypes.c_uint8),
+        ("options", ctypes.c_uint8 * 1488),
+        ("answer", ctypes.c_uint8 * 128),
+    ]
+
+
+assert ctypes.sizeof(DhcpWork) == 1644
+
 class Domain(ctypes.Structure):
     _fields_ = [
         ("generation", ctypes.c_uint32),
@@ -276,15 +305,17 @@ class Domain(ctypes.Structure):
         ("deliver", ctypes.c_uint8),
         ("is_clone", ctypes.c_uint8),
         ("is_capped", ctypes.c_uint8),
-        ("zero", ctypes.c_uint8),
+        ("prefix", ctypes.c_uint8),
         ("new_in_per_s", ctypes.c_uint32),
-        ("zero2", ctypes.c_uint32),
+        ("lease_s", ctypes.c_uint32),
         ("outward", Cap),
         ("inward", Cap),
+        ("dns", ctypes.c_uint32.__ctype_be__ * 3),
+        ("zero", ctypes.c_uint8 * 4),
     ]
 
 
-assert ctypes.sizeof(Domain) == 112
+assert ctypes.sizeof(Domain) == 128
 
 class Event(ctypes.Structure):
     _fields_ = [
@@ -454,6 +485,7 @@ class Runtime(ctypes.Structure):
         ("entered_until_ns", ctypes.c_uint64),
         ("errors_until_ns", ctypes.c_uint64),
         ("events_until_ns", ctypes.c_uint64),
+        ("dhcp_until_ns", ctypes.c_uint64),
         ("half_open", ctypes.c_int32),
         ("half_open_inbound", ctypes.c_int32),
         ("untold", ctypes.c_uint32),
@@ -466,7 +498,7 @@ class Runtime(ctypes.Structure):
     ]
 
 
-assert ctypes.sizeof(Runtime) == 112
+assert ctypes.sizeof(Runtime) == 120
 
 class Session(ctypes.Structure):
     _fields_ = [
@@ -524,7 +556,7 @@ MAPS = {
     "fragments": MapSpec(12, 4, 4, 4097, 0, inner=MapSpec(1, 12, 48, 32, 1)),
     "config": MapSpec(2, 4, 88, 1, 0),
     "vifs": MapSpec(1, 4, 4, 8192, 0),
-    "domains": MapSpec(2, 4, 112, 4096, 0),
+    "domains": MapSpec(2, 4, 128, 4096, 0),
     "addresses": MapSpec(1, 4, 4, 8192, 0),
     "closing": MapSpec(12, 4, 4, 16384, 0, inner=MapSpec(22, 0, 16, 64, 0)),
     "identifications": MapSpec(2, 4, 4, 1024, 0),
@@ -534,8 +566,9 @@ MAPS = {
     "remotes": MapSpec(11, 12, 4, 1048576, 1),
     "rules": MapSpec(2, 4, 40, 262144, 0),
     "macs": MapSpec(1, 8, 4, 8192, 0),
-    "runtime": MapSpec(2, 4, 112, 4098, 0),
+    "runtime": MapSpec(2, 4, 120, 4098, 0),
     "counters": MapSpec(6, 4, 1056, 4098, 0),
+    "dhcp_work": MapSpec(6, 4, 1644, 1, 0),
     "trace": MapSpec(2, 4, 40, 1, 0),
     "offload": MapSpec(6, 4, 12, 1, 0),
 }

@@ -22,6 +22,7 @@ from vfr.confirming import seconds
 from vfr.doctor import has_problem
 from vfr.errors import ConflictError, UsageError, VfrError
 from vfr.router import DomainStatus, NatStatus, Router
+from vfr.settings import DhcpWords, dns_servers
 from vfr.watch import TICK_S, Told
 from vfr.watch import watch as watching
 
@@ -75,7 +76,7 @@ def _show_domains(answer: list[dict[str, Any]]) -> None:
     if not answer:
         print("no domains; add one with `vfr domain add NAME --netns N`")
         return
-    head = ("NAME", "ADDRESS", "SSH FROM THE LAN", "INTERFACE", "KIND", "RATES", "STATE")
+    head = ("NAME", "ADDRESS", "SSH FROM THE LAN", "INTERFACE", "KIND", "RATES", "DHCP", "STATE")
     rows = [
         (
             d["name"],
@@ -84,6 +85,7 @@ def _show_domains(answer: list[dict[str, Any]]) -> None:
             d["interface"],
             d["kind"],
             d["rates"] or "-",
+            d["dhcp"],
             f"{d['state']}: {d['reason']}" if d["reason"] else d["state"],
         )
         for d in answer
@@ -113,6 +115,7 @@ def _show_nat(answer: dict[str, Any]) -> None:
         print(f"but nothing is attached to {answer['uplink']}: run `vfr nat enable` to repair")
     if not answer["is_installed"]:
         print("  the running fastpath is another build than the installed one: run `vfr upgrade`")
+    print(f"  guests that ask by DHCP are told: {answer['dhcp']}")
     used = [f for f in answer["forwards"] if f["domain"]]
     for f in used:
         print(_forward_line(answer["address"], f))
@@ -361,6 +364,33 @@ def timers(
     with Router() as router:
         answer = router.set_timers(**wanted) if wanted else router.timers()
     _show(asdict(answer), json, _show_settings)
+
+
+def _show_dhcp(answer: dict[str, Any]) -> None:
+    servers = ", ".join(answer["dns"]) or "none"
+    rows = [("answered", "yes" if answer["on"] else "no"), ("dns", servers), ("lease", f"{answer['lease']} s")]
+    _table(("WHAT", "IS"), [*rows, ("prefix", f"/{answer['prefix']}")])
+
+
+@app.command()
+def dhcp(
+    name: Annotated[str | None, typer.Argument(help="A domain [all of which nothing else is said].")] = None,
+    on: Annotated[bool | None, typer.Option("--on/--off", help="Whether DHCP is answered at all.")] = None,
+    dns: Annotated[str | None, typer.Option(help="Up to three servers, as 192.0.2.53,192.0.2.54; or none.")] = None,
+    lease: Annotated[int | None, typer.Option(help="Seconds after which a guest asks again.")] = None,
+    prefix: Annotated[
+        int | None, typer.Option(help="How much of its network a guest takes for its link: 32 or 16.")
+    ] = None,
+    inherit: Annotated[bool, typer.Option("--inherit", help="This domain is told what all are.")] = False,
+    json: Json = False,
+) -> None:
+    """Show, or set, what guests are told by DHCP, beside their own address, the router's and the uplink's MTU."""
+    words = DhcpWords(on, dns_servers(dns) if dns is not None else None, lease, prefix)
+    if inherit and words.said():
+        raise UsageError("--inherit stands alone: it takes back what was said of the domain")
+    with Router() as router:
+        answer = router.set_dhcp(name, None if inherit else words) if inherit or words.said() else router.dhcp(name)
+    _show({**asdict(answer), "dns": [str(server) for server in answer.dns]}, json, _show_dhcp)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from vfr.errors import UsageError, VfrError
 from vfr.frame import Packet, arp_request, error_name, read
 from vfr.plan import GATEWAY_MAC
 from vfr.policy.rules import DOM0, ICMP, LAN, WITH_PORTS, Rule, RuleSet, Traffic, What
-from vfr.question import Question, question, what_text
+from vfr.question import DHCP_PORT, Question, question, what_text
 from vfr.scene import LOCALHOST, NODE_LAN, End, Scene, Seat, find_end, read_scene
 from vfr.verdicts import MEANINGS
 
@@ -35,12 +36,16 @@ if TYPE_CHECKING:
     from vfr.registry import Contents
 
 SAMPLE_MAC = "02:00:00:00:00:01"  # of whoever sent it to the uplink
-FIRST_PORT = 49152
+EVERYBODY_MAC = "ff:ff:ff:ff:ff:ff"
+FIRST_PORT, DHCP_CLIENT = 49152, 68
 PASSES = frozenset({Verdict.TO_DOMAIN, Verdict.TO_DOM0, Verdict.TO_LAN, Verdict.NOT_OURS})
+ANSWERS = frozenset({Verdict.ANSWERED, Verdict.DHCP_NAK})
+EVERYBODY, NOBODY = IPv4Address("255.255.255.255"), IPv4Address("0.0.0.0")
 # Where a verdict falls; all others are the guard's. The order is that of the stages.
-_STAGES = ("guard", "session", "policy", "fits", "rate", "limit", "deliver")
+_STAGES = ("guard", "answer", "session", "policy", "fits", "rate", "limit", "deliver")
 _STAGE_OF = {
     **dict.fromkeys(PASSES | {Verdict.HAIRPIN, Verdict.DROP_KERNEL}, "deliver"),
+    **dict.fromkeys(ANSWERS | {v for v in Verdict if v.name.startswith("DROP_DHCP_")}, "answer"),
     Verdict.DROP_PROTOCOL: "session",
     Verdict.DROP_NO_SESSION: "session",
     Verdict.DROP_UNSOLICITED: "session",
@@ -173,10 +178,19 @@ def _from_domain(scene: Scene, q: Question, seat: Seat, target: End, port: int) 
         target, port = End(to.name, to.address, to), f.inside_port
     if seat.trouble:
         return Explanation(str(q), False, None, f"nothing of {seat.name}'s comes in: {seat.trouble}", said)
+    if _asks_who_it_is(seat, q, target):
+        packet = Packet(seat.mac_seen, EVERYBODY_MAC, NOBODY, EVERYBODY, q.protocol, DHCP_CLIENT, DHCP_PORT, dhcp=True)
+        return Start("vif", seat.index, packet, said)
     mac = target.seat.mac if q.ether and target.seat else GATEWAY_MAC
     there = seat.gateway_seen if target.seat and target.seat.name == DOM0 and seat.gateway_seen else target.address
     packet = Packet(seat.mac_seen, mac, seat.address_seen, there, q.protocol, 0, port, q.ether)
     return Start("vif", seat.index, packet, said, by_arp=seat.name == DOM0 and not q.ether)
+
+
+def _asks_who_it_is(seat: Seat, q: Question, target: End) -> bool:
+    """Whether that is DHCP, which the router answers itself."""
+    to_router = target.address == EVERYBODY or (target.seat is not None and target.seat.name == DOM0)
+    return seat.dhcp is not None and to_router and (q.protocol, q.port) == (WITH_PORTS["udp"], DHCP_PORT)
 
 
 def _from_lan(scene: Scene, q: Question, opener: End, target: End, port: int) -> Start | Explanation:
@@ -314,7 +328,7 @@ def _by_arp(scene: Scene, q: Question, one: Twin, start: Start) -> Start | Expla
 def _hooks(scene: Scene, start: Start) -> tuple[Hook, ...]:
     """The programs that there may be need of: having the kernel verify them takes most of the time."""
     is_near = start.hook == "vif" and any(seat.address == start.packet.dst for seat in scene.seats.values())
-    return ("vif",) if is_near else ("vif", "uplink")
+    return ("vif",) if is_near or start.packet.dhcp else ("vif", "uplink")
 
 
 def _slots(scene: Scene, start: Start, opener: End, target: End) -> frozenset[int]:
@@ -326,7 +340,7 @@ def _slots(scene: Scene, start: Start, opener: End, target: End) -> frozenset[in
 
 def _with_port(start: Start, one: Twin) -> Start:
     """The same from a port of its sender's that is in no use, as the next conversation's will be."""
-    if start.packet.ether or start.packet.protocol not in (ICMP, *WITH_PORTS.values()):
+    if start.packet.ether or start.packet.dhcp or start.packet.protocol not in (ICMP, *WITH_PORTS.values()):
         return start
     used = {port for c in one.conversations for port in (c.inside_port, c.remote_port)} | one.inside_ports
     port = next((p for p in chain(range(FIRST_PORT, 65536), range(1024, FIRST_PORT)) if p not in used), FIRST_PORT)
@@ -394,7 +408,7 @@ def _told(
     meaning = MEANINGS[last.run.verdict]
     return Explanation(
         question=str(q),
-        passes=last.run.verdict in PASSES and not lost,
+        passes=last.run.verdict in PASSES | ANSWERS and not lost,
         verdict=last.run.verdict.name,
         meaning=f"{meaning}; but {lost}" if lost else meaning,
         stages=tuple(stages),
@@ -444,7 +458,7 @@ def _stages(scene: Scene, hop: Hop, opener: End, alike: int) -> Iterator[Stage]:
             yield stage, _refusal(scene, hop)
         elif stage in told:
             yield from told[stage](scene, hop, opener, alike)
-    if hop.ends_at != "deliver" and hop.out:
+    if hop.ends_at not in ("deliver", "answer") and hop.out:
         yield "told", f"by ICMP to {hop.out.dst}: {error_name(hop.out)}"
 
 
@@ -517,8 +531,13 @@ def _deliver(scene: Scene, hop: Hop, opener: End, alike: int) -> Iterator[Stage]
 
 
 def _refusal(scene: Scene, hop: Hop) -> str:
-    """What a stage other than policy refused it for."""
+    """What a stage other than policy refused it for, or answered."""
     run = hop.run
+    if run.verdict is Verdict.ANSWERED and run.frame is not None:
+        seat = scene.seat_in(run.row)
+        return (
+            f"the router offers it {IPv4Address(run.frame[58:62])}; beside that it is told {seat.dhcp if seat else '?'}"
+        )
     if run.verdict is Verdict.DROP_TOO_FAST and run.over_limit:
         text, where = scene.rule_text(run.rule)
         return f"the limit of {where} is used up at this moment: {text}"

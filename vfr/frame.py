@@ -25,7 +25,8 @@ _REACHED = {0: "network unreachable", 1: "host unreachable", 4: "fragmentation n
 class Packet:
     """A packet and the MACs it travels between. `sport` and `dport` as the fastpath has them: of ICMP the identifier
     stands on the side that the answer goes to, and on the other a number of ICMP_REQUESTS. Of raw Ethernet (`ether`)
-    `dport` is the EtherType, and there are no addresses. `is_answer` makes it the second packet of a conversation."""
+    `dport` is the EtherType, and there are no addresses. `is_answer` makes it the second packet of a conversation; `dhcp` a
+    DISCOVER, by which a guest asks who it is."""
 
     src_mac: str
     dst_mac: str
@@ -38,6 +39,7 @@ class Packet:
     is_answer: bool = False
     ttl: int = TTL
     icmp: tuple[int, int] | None = None  # type and code, of one that was read
+    dhcp: bool = False
 
     def __str__(self) -> str:
         """`tcp 169.254.1.2:49152 -> 192.0.2.11:22`."""
@@ -123,7 +125,8 @@ class Packet:
             flags, acknowledged = (_SYN | _ACK, 1001) if self.is_answer else (_SYN, 0)
             return struct.pack(">HHIIBBHHH", self.sport, self.dport, 1000, acknowledged, 0x50, flags, 65535, 0, 0)
         if self.protocol == UDP:
-            return struct.pack(">HHHH", self.sport, self.dport, 8 + len(_LOAD), 0) + _LOAD
+            load = _discover(self.src_mac) if self.dhcp else _LOAD
+            return struct.pack(">HHHH", self.sport, self.dport, 8 + len(load), 0) + load
         return _LOAD
 
     def _icmp(self) -> bytes:
@@ -135,6 +138,12 @@ class Packet:
 
 def _mac(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", ""))
+
+
+def _discover(mac: str) -> bytes:
+    """RFC 2131 2: who am I? asked by who has no address."""
+    fixed = struct.pack(">BBBBIHH16x16s192x", 1, 1, 6, 0, 0x56465200, 0, 0, _mac(mac).ljust(16, b"\0"))
+    return (fixed + b"\x63\x82\x53\x63" + b"\x35\x01\x01" + b"\xff").ljust(300, b"\0")
 
 
 def _summed(data: bytes, at: int) -> bytes:

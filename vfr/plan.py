@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from vfr.kernel.fastpath import Config, DomainRow, Forward
 from vfr.kernel.guard import Guard, is_wanted
-from vfr.settings import Limits
+from vfr.settings import Dhcp, Limits
 from vfr.view import GuestWords
 
 GATEWAY_MAC = "fe:ff:ff:ff:ff:ff"
@@ -41,6 +41,7 @@ class Vif:
     there: bool = True
     home: int | None = None
     guest: GuestWords = field(default_factory=GuestWords)
+    dhcp: Dhcp | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,8 @@ def is_up(vif: Vif, actual: Actual) -> bool:
         and (port.owner, port.home, port.up, port.hardened) == (vif.id, vif.home, True, True)
         and port.attached is not None
         and vif.interface in actual.pins
-        and (row.generation, row.address, row.mac, row.guest) == (vif.id, vif.address, vif.mac, vif.guest)
+        and (row.generation, row.address, row.mac) == (vif.id, vif.address, vif.mac)
+        and (row.guest, row.dhcp) == (vif.guest, vif.dhcp)
         and (row.ifindex, row.mtu, row.port_low, row.port_count, row.limits)
         == (device.index, device.mtu, vif.port_low, vif.port_count, vif.limits)
         and actual.vifs.get(port.index) == vif.slot

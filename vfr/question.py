@@ -8,7 +8,8 @@ from vfr.errors import UsageError
 from vfr.policy.rules import ICMP, ICMP_REQUESTS, ICMP_TYPES, PROTOCOL_NAMES, WITH_PORTS, What
 
 _PLAIN = ("proto", *PROTOCOL_NAMES)
-_EXAMPLES = "write tcp/22, udp/53, icmp, icmp/timestamp, gre, proto/47 or ether/0x889a"
+DHCP_PORT = 67
+_EXAMPLES = "write tcp/22, udp/53, dhcp, icmp, icmp/timestamp, gre, proto/47 or ether/0x889a"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Question:
 
 
 def question(opener: str, target: str, what: str) -> Question:
-    """What was asked, in the words of the command line: tcp/22, udp/53, icmp, icmp/timestamp, gre, proto/47,
+    """What was asked, in the words of the command line: tcp/22, udp/53, dhcp, icmp, icmp/timestamp, gre, proto/47,
     ether/0x889a. UsageError if WHAT is no traffic; who FROM and TO are is not looked at yet."""
     word, slash, detail = what.lower().partition("/")
     try:
@@ -40,6 +41,8 @@ def question(opener: str, target: str, what: str) -> Question:
 
 def _traffic(word: str, detail: str | None) -> tuple[int, int | None, bool]:
     """Protocol, port, and whether it is raw Ethernet. ValueError says what is wrong."""
+    if word == "dhcp" and detail is None:
+        return WITH_PORTS["udp"], DHCP_PORT, False
     if word in WITH_PORTS:
         return WITH_PORTS[word], None if detail is None else _port(detail), False
     if word == "icmp":

@@ -20,18 +20,18 @@ from typing import Any
 
 from vfr.errors import RegistryError
 from vfr.policy.language import ForwardRule
-from vfr.settings import Limits, Timers
+from vfr.settings import Dhcp, DhcpWords, Limits, Timers
 from vfr.view import GuestWords
 
-SCHEMA = 5
-READABLE = (2, 3, 4)
+SCHEMA = 6
+READABLE = (2, 3, 4, 5)
 LOCK_WAIT_S = 120
 # Version 3 added the blocks of ports that domains gave back, in the order in which they did. Version 4 notes of the
 # rule file what is asked for often, and may have an earlier state to go back to. Version 5 knows of clones, and of
-# domains that are away in a file.
+# domains that are away in a file. Version 6 of what domains are told by DHCP.
 _RETURNED = "CREATE TABLE returned (number INTEGER PRIMARY KEY, port_low INTEGER NOT NULL, port_count INTEGER NOT NULL)"
 # Columns of domains that older versions do not have.
-_ADDED = {"guest": "TEXT NOT NULL DEFAULT '{}'", "saved": "TEXT"}
+_ADDED = {"guest": "TEXT NOT NULL DEFAULT '{}'", "saved": "TEXT", "dhcp": "TEXT NOT NULL DEFAULT '{}'"}
 _TABLES = f"""
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE domains (
@@ -47,7 +47,8 @@ CREATE TABLE domains (
     port_count INTEGER NOT NULL,
     limits TEXT NOT NULL,
     guest TEXT NOT NULL DEFAULT '{{}}',
-    saved TEXT
+    saved TEXT,
+    dhcp TEXT NOT NULL DEFAULT '{{}}'
 );
 {_RETURNED};
 """
@@ -99,6 +100,7 @@ class Domain:
     limits: Limits = field(default_factory=Limits)
     guest: GuestWords = field(default_factory=GuestWords)
     saved: str | None = None
+    dhcp: DhcpWords = field(default_factory=DhcpWords)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,7 @@ class Contents:
     timers: Timers = field(default_factory=Timers)
     returned: tuple[tuple[int, int], ...] = ()
     pending: Pending | None = None
+    dhcp: Dhcp = field(default_factory=Dhcp)
 
     @property
     def is_empty(self) -> bool:
@@ -168,13 +171,26 @@ def domain_of(named: dict[str, Any]) -> Domain:
     limits = json.loads(named["limits"]) if isinstance(named["limits"], str) else named["limits"]
     guest = named.get("guest") or {}
     guest = json.loads(guest) if isinstance(guest, str) else guest
-    own = {"address": IPv4Address(named["address"]), "limits": Limits(**limits), "guest": _guest(guest)}
+    said = named.get("dhcp") or {}
+    said = json.loads(said) if isinstance(said, str) else said
+    own = {
+        "address": IPv4Address(named["address"]),
+        "limits": Limits(**limits),
+        "guest": _guest(guest),
+        "dhcp": DhcpWords(**_dhcp(said)),
+    }
     return Domain(**{**named, **own})
 
 
 def _guest(raw: dict[str, Any]) -> GuestWords:
     address, gateway = (IPv4Address(raw[name]) if raw.get(name) else None for name in ("address", "gateway"))
     return GuestWords(address, raw.get("mac"), gateway)
+
+
+def _dhcp(raw: dict[str, Any]) -> dict[str, Any]:
+    """Its fields, of what all domains are told, or one."""
+    servers = raw.get("dns")
+    return {**raw, "dns": tuple(map(IPv4Address, servers))} if servers is not None else raw
 
 
 def _plain(value: Any) -> dict[str, Any]:
@@ -191,7 +207,7 @@ def _text(value: Any) -> str:
 
 def as_text(contents: Contents) -> str:
     """Domains and settings, to be read by from_text."""
-    settings = {"nat": contents.nat, "rules": contents.rules, "timers": contents.timers}
+    settings = {"nat": contents.nat, "rules": contents.rules, "timers": contents.timers, "dhcp": contents.dhcp}
     said = {name: _plain(value) for name, value in settings.items() if value is not None}
     return json.dumps({"domains": [asdict(d) for d in contents.domains], **said}, default=str)
 
@@ -204,6 +220,7 @@ def from_text(text: str) -> Contents:
         _nat(raw["nat"]) if "nat" in raw else None,
         _rules(raw["rules"]) if "rules" in raw else None,
         Timers(**raw["timers"]),
+        dhcp=Dhcp(**_dhcp(raw.get("dhcp", {}))),
     )
 
 
@@ -239,7 +256,7 @@ class Registry:
         version = self._version()
         if version == 2:
             self._db.execute(_RETURNED)
-        has = {name for _, name, *_ in self._db.execute("PRAGMA table_info(domains)")}
+        has = self._table_columns()
         for column, kind in _ADDED.items():
             if column not in has:
                 self._db.execute(f"ALTER TABLE domains ADD COLUMN {column} {kind}")
@@ -279,11 +296,16 @@ class Registry:
             Timers(**json.loads(settings["timers"])) if "timers" in settings else Timers(),
             returned,
             Pending(**json.loads(settings["pending"])) if "pending" in settings else None,
+            Dhcp(**_dhcp(json.loads(settings["dhcp"]))) if "dhcp" in settings else Dhcp(),
         )
 
     def _columns(self) -> list[str]:
         """What its version says of a domain."""
-        return [f.name for f in fields(Domain) if f.name not in _ADDED or self._version() >= SCHEMA]
+        has = self._table_columns()
+        return [f.name for f in fields(Domain) if f.name not in _ADDED or f.name in has]
+
+    def _table_columns(self) -> set[str]:
+        return {name for _, name, *_ in self._db.execute("PRAGMA table_info(domains)")}
 
     def _returned(self) -> tuple[tuple[int, int], ...]:
         if self._version() == 2:
@@ -299,11 +321,12 @@ class Registry:
         for d in wanted.domains:
             guest = {name: str(value) for name, value in asdict(d.guest).items() if value is not None}
             texts = {"limits": json.dumps(asdict(d.limits)), "guest": json.dumps(guest)}
+            texts["dhcp"] = json.dumps(d.dhcp.said(), default=str)
             row = {**asdict(d), "address": str(d.address), **texts}
             names = ", ".join(row)
             marks = ", ".join(f":{name}" for name in row)
             self._db.execute(f"INSERT INTO domains ({names}) VALUES ({marks})", row)
-        for name in ("nat", "rules", "timers", "pending"):
+        for name in ("nat", "rules", "timers", "pending", "dhcp"):
             if (value := getattr(wanted, name)) is not None:
                 self._db.execute("INSERT INTO settings VALUES (?, ?)", (name, _text(value)))
 

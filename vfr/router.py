@@ -60,7 +60,7 @@ from vfr.policy.amend import Book
 from vfr.policy.rules import Traffic, rule_text
 from vfr.registry import Contents, Domain, Nat, Registry, Rules, locked, read_only
 from vfr.ruling import RULES_AT_ONCE, changes, definitions, ruled, rules_at
-from vfr.settings import Limits, Timers
+from vfr.settings import Dhcp, DhcpWords, Limits, Timers
 from vfr.status import (
     DomainStatus,
     Event,
@@ -164,6 +164,7 @@ class Router:
             state=state,
             reason=reason,
             rates=rates.text_of(d.limits),
+            dhcp=str(d.dhcp.over(contents.dhcp)),
             **{f"guest_{name}": value and str(value) for name, value in asdict(d.guest).items()},
         )
 
@@ -207,6 +208,7 @@ class Router:
             confirm_within_s=round(confirming.left_s(contents.pending), 1) if contents.pending else None,
             fastpath=runs,
             is_installed=runs is None or runs == installed,
+            dhcp=str(contents.dhcp),
         )
 
     def _builds(self) -> tuple[str | None, str]:
@@ -555,6 +557,38 @@ class Router:
     def timers(self) -> Timers:
         """The timers in force."""
         return self._contents().timers
+
+    def set_dhcp(self, name: str | None = None, words: DhcpWords | None = None) -> Dhcp:
+        """Sets what a domain's guest is told by DHCP, or all guests of which nothing else is said: what `words` name;
+        without them, a domain's own are forgotten. It comes to a guest when it asks the next time. Returns what is told
+        then. UsageError for what no guest can be told."""
+        _check_machine()
+        if name is None and words is None:
+            raise UsageError("--inherit is for one domain, which then is told what all are; name it")
+
+        def change(before: Contents, _: Registry) -> Contents:
+            if before.is_empty:
+                raise ConflictError("there is no router yet; run `vfr nat enable` or `vfr domain add` first")
+            if name is None:
+                return replace(before, dhcp=(words or DhcpWords()).over(before.dhcp))
+            if all(d.name != name for d in before.domains):
+                raise no_such(name, before)
+            domains = (_told(d, words, before.dhcp) if d.name == name else d for d in before.domains)
+            return replace(before, domains=tuple(domains))
+
+        self._change(change)
+        return self.dhcp(name)
+
+    def dhcp(self, name: str | None = None) -> Dhcp:
+        """What a domain's guest is told by DHCP, or all guests of which nothing else is said. VfrError if there is no
+        domain of that name."""
+        contents = self._contents()
+        if name is None:
+            return contents.dhcp
+        for d in contents.domains:
+            if d.name == name:
+                return d.dhcp.over(contents.dhcp)
+        raise no_such(name, contents)
 
     def sweep(self) -> None:
         """Clears all tables of what has expired. Never needed: what has expired counts for nothing."""
@@ -1062,6 +1096,15 @@ class Router:
             made = compile_rules(rules, slots_of(contents), lan_of(contents.nat), numbers)
             self._policies[known] = replace(made, digest=known)
         return self._policies[known]
+
+
+def _told(d: Domain, words: DhcpWords | None, all_: Dhcp) -> Domain:
+    """The domain with these words of DHCP over those it had, or with none."""
+    if words is None:
+        return replace(d, dhcp=DhcpWords())
+    changed = replace(d.dhcp, **words.said())
+    changed.over(all_)  # what cannot be told is refused here
+    return replace(d, dhcp=changed)
 
 
 @contextmanager

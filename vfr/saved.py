@@ -24,7 +24,7 @@ from vfr._abi import TcpState
 from vfr.errors import ConflictError, UsageError, VfrError
 from vfr.forwards import POOL
 from vfr.registry import Domain, domain_of
-from vfr.settings import WEEK_S
+from vfr.settings import WEEK_S, Dhcp, DhcpWords
 
 MAGIC, VERSION = "VFR-SAVE", 1
 MOST_BYTES = 1 << 28
@@ -139,6 +139,7 @@ def check(saved: Saved) -> None:
         _need(isinstance(getattr(d, name), str), f"the domain's {name}")
     _need(d.kind in ("netns", "tap", "device"), f"a domain of kind {d.kind!r}")
     _need(d.port_low >= 1024 and d.port_low + d.port_count <= 65536, "the ports")
+    _check_dhcp(d.dhcp)
     _need(len(saved.sessions) <= d.limits.sessions, f"{len(saved.sessions)} sessions, {d.limits.sessions} allowed")
     _need(len(saved.inbound) <= d.limits.inbound, f"{len(saved.inbound)} inbound, {d.limits.inbound} allowed")
     block = range(d.port_low, d.port_low + d.port_count)
@@ -157,6 +158,17 @@ def check(saved: Saved) -> None:
         _need(s.peer is None and s.outside_port not in (0, *block), "an inbound session by no forward")
     for rows in (saved.sessions, saved.inbound):
         _need(all(n == 1 for n in Counter(key_of(s) for s in rows).values()), "a session that is there twice")
+
+
+def _check_dhcp(words: DhcpWords) -> None:
+    """What it is told by DHCP is of the kinds that it must be; the values are looked at as if they were asked for."""
+    for name, kind in (("on", bool), ("lease", int), ("prefix", int)):
+        value = getattr(words, name)
+        _need(value is None or type(value) is kind, f"what it is told by DHCP: {name} {value!r}")
+    try:
+        words.over(Dhcp())
+    except UsageError as error:
+        raise ValueError(f"what it is told by DHCP: {error}") from None
 
 
 def key_of(s: Session) -> tuple[str, int, int, int]:

@@ -13,6 +13,7 @@ from vfr.forwards import ways
 from vfr.plan import DOM0_DEVICE, DOM0_VIF
 from vfr.policy.rules import ANY, DOM0, INTERNET, LAN, LINK_LOCAL, WITH_PORTS, RuleSet, is_internet
 from vfr.question import Question, what_text
+from vfr.settings import Dhcp
 from vfr.view import GuestWords
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Seat:
     unreachable: str = ""
     guest: GuestWords = field(default_factory=GuestWords)
     strangers: int = 0
+    dhcp: Dhcp | None = None  # what its guest is told, if that is answered
 
     @property
     def address_seen(self) -> IPv4Address:
@@ -172,10 +174,10 @@ def _seats(host: Host, contents: Contents, present: Mapping[str, Link]) -> dict[
         entered = row is not None and link is not None and vifs.get(link.index) == slot
         trouble = _trouble(host, link, vif, "vif") or ("" if entered else f"{vif} is not in the fastpath's tables")
         reached = _reached(present.get(device), device)
-        guest = row.guest if row else GuestWords()
+        guest, dhcp = (row.guest, row.dhcp) if row else (GuestWords(), None)
         strangers, _ = counted.get(slot, {}).get(Verdict.DROP_SRC_MAC.name, (0, 0))
         index = link.index if link else 0
-        seats[name] = Seat(name, slot, address, mac, vif, index, trouble, reached, guest, strangers)
+        seats[name] = Seat(name, slot, address, mac, vif, index, trouble, reached, guest, strangers, dhcp)
     return seats
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from ipaddress import AddressValueError, IPv4Address
+from typing import Any
 
+from vfr._abi import Limit
 from vfr.errors import UsageError
 
 WEEK_S = 7 * 24 * 3600
+LEASE_LEAST_S = 60
 CAPS = ("rate_out", "rate_in", "pps_out", "pps_in")
 LEAST_RATE = 1000  # bits a second
 MOST_RATE = 10**12
@@ -86,6 +90,64 @@ class Limits:
     def is_capped(self) -> bool:
         """Whether any of its packets are counted against a rate."""
         return any(getattr(self, name) for name in CAPS)
+
+
+@dataclass(frozen=True, slots=True)
+class Dhcp:
+    """What a guest is told by DHCP, beside its address and the router's: up to three `dns` servers, for how many seconds
+    it may keep all that (`lease`), and how long its network's `prefix` is: 16, for guests that take 169.254/16 for their
+    link, or 32. `on` is False where DHCP is not answered at all."""
+
+    on: bool = True
+    dns: tuple[IPv4Address, ...] = ()
+    lease: int = 3600
+    prefix: int = 32
+
+    def __post_init__(self) -> None:
+        if not LEASE_LEAST_S <= self.lease <= WEEK_S:
+            raise UsageError(f"--lease {self.lease} is out of range; it takes {LEASE_LEAST_S} to {WEEK_S} seconds")
+        if self.prefix not in (16, 32):
+            raise UsageError(f"--prefix {self.prefix} is neither 16 nor 32, which are what a guest can have")
+        if len(self.dns) > Limit.DHCP_DNS:
+            raise UsageError(f"--dns has {len(self.dns)} servers; a guest is told of {Limit.DHCP_DNS} at the most")
+        for server in self.dns:
+            if server.is_multicast or server.is_unspecified or server.is_loopback or server.is_reserved:
+                raise UsageError(f"--dns {server} is no address that a guest could reach a server by")
+        if len(set(self.dns)) < len(self.dns):
+            raise UsageError(f"--dns {', '.join(map(str, self.dns))} says the same server twice")
+
+    def __str__(self) -> str:
+        if not self.on:
+            return "off"
+        return f"/{self.prefix}, {self.lease} s, dns {' '.join(map(str, self.dns)) or 'none'}"
+
+
+@dataclass(frozen=True, slots=True)
+class DhcpWords:
+    """What is said of one domain's DHCP; None where it is what is said of all."""
+
+    on: bool | None = None
+    dns: tuple[IPv4Address, ...] | None = None
+    lease: int | None = None
+    prefix: int | None = None
+
+    def over(self, all_: Dhcp) -> Dhcp:
+        """What the domain's guest is told."""
+        return replace(all_, **self.said())
+
+    def said(self) -> dict[str, Any]:
+        """The fields that are not None."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+
+
+def dns_servers(text: str) -> tuple[IPv4Address, ...]:
+    """`192.0.2.53,192.0.2.54`, or `none`."""
+    try:
+        return tuple(IPv4Address(word.strip()) for word in text.split(",")) if text != "none" else ()
+    except AddressValueError:
+        raise UsageError(
+            f"--dns {text!r} is no list of IPv4 addresses; write it as 192.0.2.53,192.0.2.54, or none"
+        ) from None
 
 
 def forgettable(limits: Limits, ports: int) -> tuple[int, int, int, int]:

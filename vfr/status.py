@@ -23,7 +23,8 @@ _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp"}
 class DomainStatus:
     """A domain as `vfr domain list` shows it. `state` is up, missing (its namespace or device is gone), saved (it is
     away in a file) or degraded (`reason` says why); `forward` is the outside port that leads to its ssh; `rates` are those that
-    it is held to ("" if to none), `guest_...` is what a clone's guest believes."""
+    it is held to ("" if to none), `guest_...` is what a clone's guest believes, `dhcp` what a guest is
+    told beside that."""
 
     name: str
     address: str
@@ -39,6 +40,7 @@ class DomainStatus:
     guest_address: str | None = None
     guest_mac: str | None = None
     guest_gateway: str | None = None
+    dhcp: str = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class NatStatus:
     confirm_within_s: float | None = None
     fastpath: str | None = None  # the digest of the build that runs
     is_installed: bool = True  # whether that is the installed one
+    dhcp: str = "off"  # what guests are told of which nothing else is said
 
 
 @dataclass(frozen=True, slots=True)

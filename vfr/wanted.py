@@ -12,7 +12,7 @@ from vfr.choose import GATEWAY, NAT_PORTS, derived_mac
 from vfr.forwards import POOL
 from vfr.registry import Contents, Domain, Nat
 from vfr.ruling import digest, read
-from vfr.settings import DOM0_LIMITS
+from vfr.settings import DOM0_LIMITS, Dhcp
 
 if TYPE_CHECKING:
     from vfr.kernel.links import Link
@@ -80,10 +80,11 @@ def forward_rules(contents: Contents) -> tuple[ForwardRule, ...]:
     return (*own, *(contents.rules.forwards if contents.rules else ()))
 
 
-def _vif(d: Domain, present: dict[str, Link]) -> Vif:
+def _vif(d: Domain, present: dict[str, Link], all_: Dhcp) -> Vif:
     from vfr.plan import Vif
 
     home = instances.netns_inode(d.netns) if d.netns else None
+    dhcp = d.dhcp.over(all_)
     there = home is not None if d.netns else d.kind == "tap" or d.interface in present
     return Vif(
         d.id,
@@ -100,6 +101,7 @@ def _vif(d: Domain, present: dict[str, Link]) -> Vif:
         there,
         home,
         d.guest.beyond(d.address, d.mac),
+        dhcp if dhcp.on else None,
     )
 
 
@@ -129,7 +131,7 @@ def wanted(contents: Contents) -> Wanted:
     if not contents.is_empty:
         mac = derived_mac("dom0 of VFR")
         vifs.append(Vif(DOM0_ID, "dom0", DOM0_VIF, DOM0_DEVICE, None, GATEWAY, mac, 0, low, 0, DOM0_LIMITS))
-    vifs += [_vif(d, present) for d in contents.domains if d.saved is None]
+    vifs += [_vif(d, present, contents.dhcp) for d in contents.domains if d.saved is None]
     ways = forwards.ways(contents, up is not None)
     guard = Guard(
         tuple(sorted([SORTER, *(v.interface for v in vifs)])),

@@ -117,6 +117,11 @@ static bool is_delivery(void)
 	return p.end->verdict == VFR_TO_DOMAIN || p.end->verdict == VFR_TO_DOM0 || p.end->verdict == VFR_TO_LAN;
 }
 
+static bool is_answer(void)
+{
+	return p.end->verdict == VFR_ANSWERED || p.end->verdict == VFR_DHCP_NAK;
+}
+
 /* Tables */
 
 static void copy_table(__u32 slot, int which, struct table *out)
@@ -363,7 +368,7 @@ static void check_end(const struct native_frame *frame)
 			native_check(p.end->action == TC_ACT_UNSPEC && p.end->redirect == NATIVE_STAY,
 				     "not ours, but gone");
 		native_check(p.end->length == p.length && !memcmp(p.end->data, p.frame, p.length), "not ours, but changed");
-	} else if (is_delivery() || verdict == VFR_ANSWERED || verdict == VFR_TO_SORTER || verdict == VFR_HAIRPIN)
+	} else if (is_delivery() || is_answer() || verdict == VFR_TO_SORTER || verdict == VFR_HAIRPIN)
 		native_check(p.end->action == TC_ACT_REDIRECT && p.end->redirect != NATIVE_STAY, "delivered, but where?");
 	else if (p.end->action != TC_ACT_REDIRECT)
 		native_check(p.end->action == TC_ACT_SHOT && p.end->redirect == NATIVE_STAY, "dropped, but gone somewhere");
@@ -556,11 +561,37 @@ static void check_one_hop_further(void)
 		check_at_a_domain();
 }
 
+/* DHCP: from the router to who asked, or to all, and no address but the domain's own is ever given. */
+static void check_told(void)
+{
+	static const __u8 all[] = { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff };
+	const struct vfr_config *config = row_of(maps.config, 0);
+	const struct vfr_domain *own = domain_of(p.sender);
+	const __u8 *data = p.end->data, *type = data + 282;
+	bool to_all = word(data + 30) == 0xffffffff, nak = p.end->verdict == VFR_DHCP_NAK;
+
+	native_check(p.sender < WORLD_SLOTS && own->lease_s, "DHCP with %u, of which nothing is said", p.sender);
+	native_check(p.end->length >= 342 && p.end->length <= ETH_HLEN + 576, "%u bytes of DHCP", p.end->length);
+	native_check(half(data + 16) == p.end->length - ETH_HLEN && half(data + 38) == p.end->length - 34, "its lengths");
+	native_check(half(data + 34) == 67 && half(data + 36) == 68 && data[42] == 2, "DHCP that is no answer");
+	native_check(word(data + 26) == config->gateway && (to_all || word(data + 30) == own->address),
+		     "DHCP between others");
+	native_check(!memcmp(data, to_all ? all : own->mac, ETH_ALEN), "DHCP to another MAC than it is for");
+	native_check(!memcmp(data + 46, p.frame + 46, 4) && !memcmp(data + 70, p.frame + 70, 16), "an answer to another");
+	native_check(type[0] == 53 && (type[2] == 6) == nak && (to_all || !nak), "NAK, or not");
+	native_check(!word(data + 58) || (word(data + 58) == own->address && !nak), "another's address is given");
+	native_check(frame_ip_checksum(data) == CHECKSUM_RIGHT &&
+			     frame_l4_checksum(data, p.end->length, p.partial) == CHECKSUM_RIGHT, "wrong checksums of DHCP");
+}
+
 static void check_answered(const struct native_frame *frame)
 {
 	native_check(p.end->redirect == NATIVE_REDIRECT && p.end->redirect_ifindex == frame->ifindex &&
 			     !p.end->redirect_flags, "an answer to somebody else");
-	native_check(p.end->data[12] == 0x08 && p.end->data[13] == 0x06, "an answer that is no ARP");
+	if (half(p.end->data + 12) == ETH_P_IP)
+		check_told();
+	else
+		native_check(half(p.end->data + 12) == 0x0806 && p.end->verdict == VFR_ANSWERED, "an answer that is no ARP");
 }
 
 /* With VFR_SAY set, each packet and its end, so that a finding can become a Case. */
@@ -624,7 +655,7 @@ void oracle_run(struct native_frame *frame, __u32 sender, __u64 now, struct nati
 
 	check_end(frame);
 	check_counters(&counted_before, &counted_after);
-	if (result->verdict == VFR_ANSWERED)
+	if (is_answer())
 		check_answered(frame);
 	else if (result->verdict == VFR_TO_SORTER)
 		check_to_sorter();

@@ -7,6 +7,7 @@
  *   - exactly one counter is one higher: the sender's, under that name (10);
  *   - one that is dropped goes nowhere, one that is not ours is left as it was (2, 4);
  *   - what is delivered to a domain carries its MAC and its address, and never comes from itself (3);
+ *   - who asks by DHCP is told no address but its own, by the router, and nobody else hears it (1, 3);
  *   - what leaves by the uplink carries the LAN address, and no address of the router's own (5);
  *   - raw Ethernet goes as it stands from one domain to the one whose MAC it is for, if the rules in force say so by
  *     definition, and never to a group (1, 2, 3);

@@ -6,6 +6,7 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_LSRR, IPOption_NOP, I
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import LLC, Dot1Q, Dot3, Ether
 from scapy.packet import Packet, Raw
+from support.dhcp import ask, lease, told
 from support.frames import LAN_ADDRESS, arp, arp_answer, arriving, echo, ether, icmp_from_router, ip, tcp, udp
 from support.world import GATEWAY_MAC, NODES
 
@@ -77,7 +78,7 @@ GUARD = (
         lab=True,
     ),
     Case("multicast", "web", udp("web", "224.0.0.251", 5353, 5353), V.DROP_MULTICAST, lab=True),
-    Case("limited broadcast", "web", udp("web", "255.255.255.255", 68, 67), V.DROP_MULTICAST, lab=True),
+    Case("limited broadcast", "web", udp("web", "255.255.255.255", 68, 69), V.DROP_MULTICAST, lab=True),
     Case("the LAN's own broadcast", "web", udp("web", "192.0.2.255", 1, 2), V.DROP_MULTICAST),
     Case("loopback as target", "web", udp("web", "127.0.0.1", 1, 2), V.DROP_MARTIAN, lab=True),
     Case("class E as target", "web", udp("web", "240.0.0.1", 1, 2), V.DROP_MARTIAN),
@@ -141,6 +142,31 @@ ARPS = (
         arp_answer("db", NODES["web"].ip),
         "db",
         rules=TIERS,
+    ),
+    Case(
+        "DHCP is answered with the domain's address",
+        "web",
+        ask("web", "discover"),
+        V.ANSWERED,
+        told("web", "offer", *lease()),
+        "web",
+        lab=True,
+    ),
+    Case(
+        "DHCP for another's address is answered with a NAK",
+        "web",
+        ask("web", "request", ("requested_addr", NODES["db"].ip)),
+        V.DHCP_NAK,
+        told("web", "nak", all_=True),
+        "web",
+        lab=True,
+    ),
+    Case(
+        "a broadcast to DHCP's port that is none",
+        "web",
+        udp("web", "255.255.255.255", 68, 67),
+        V.DROP_DHCP_HEADER,
+        lab=True,
     ),
     Case(
         "domain 0 finds a domain by ARP",

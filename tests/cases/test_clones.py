@@ -15,16 +15,15 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet, Raw
 from support import world
-from support.bench import Bench, Outcome
+from support.bench import Bench
 from support.frames import tcp, udp
 from support.native import Native
 from support.world import GATEWAY_MAC, NODES, TWIN
 
+from cases.execute import check, on_bench, on_model
 from vfr._abi import Verdict as V
-from vfr.spec import State, step
-from vfr.spec.model import LAN
+from vfr.spec import Router
 
-NOW = 10**12
 GUEST, MAC, GATEWAY = TWIN
 LAN_HOST, OUTSIDE = NODES["lan"].ip, str(world.OUTSIDE)
 OPEN = "allow any -> any\nallow any -> lan\nallow lan -> any\n"
@@ -278,54 +277,28 @@ CASES = (
 )
 
 
-def _node(name: str) -> int:
-    return LAN if name == "lan" else world.SLOTS[name]
-
-
-def _on_model(case: Clone) -> Outcome:
-    router, state = world.router(case.rules, clones=True), State()
-    for sender, packet in case.before:
-        result = step(router, state, NOW, _node(sender), bytes(packet))
-        assert not result.verdict.name.startswith("DROP_"), result.verdict.name
-        state = result.state
-    result = step(router, state, NOW, _node(case.sender), bytes(case.packet), identification=7)
-    return Outcome(result.verdict, result.frame, result.target)
-
-
-def _on(bench: Bench, case: Clone) -> Outcome:
-    bench.reset(world.router(case.rules, clones=True))
-    for sender, packet in case.before:
-        assert not bench.send(_node(sender), bytes(packet)).verdict.name.startswith("DROP_")
-    return bench.send(_node(case.sender), bytes(case.packet))
-
-
-def _check(case: Clone, seen: Outcome) -> None:
-    assert seen.verdict.name == case.verdict.name
-    if case.becomes is not None:
-        assert seen.frame is not None
-        assert seen.frame.hex() == bytes(case.becomes).hex(), Ether(seen.frame).show(dump=True)
-    elif seen.verdict.name.startswith("DROP_"):
-        assert seen.frame is None
+def _router(case: Clone) -> Router:
+    return world.router(case.rules, clones=True)
 
 
 @pytest.mark.inv(1)
 @pytest.mark.inv(11)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.sentence)
 def test_model(case: Clone) -> None:
-    _check(case, _on_model(case))
+    check(case, on_model(case, _router(case)))
 
 
 @pytest.mark.inv(1)
 @pytest.mark.inv(11)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.sentence)
 def test_object(case: Clone, bench: Bench) -> None:
-    seen = _on(bench, case)
-    _check(case, seen)
-    assert replace(_on_model(case), target=seen.target) == seen
+    seen = on_bench(bench, case, _router(case))
+    check(case, seen)
+    assert replace(on_model(case, _router(case)), target=seen.target) == seen
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.sentence)
 def test_native(case: Clone, native: Native) -> None:
-    seen = _on(native, case)
-    _check(case, seen)
-    assert replace(_on_model(case), target=seen.target) == seen
+    seen = on_bench(native, case, _router(case))
+    check(case, seen)
+    assert replace(on_model(case, _router(case)), target=seen.target) == seen

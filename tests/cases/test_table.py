@@ -12,6 +12,7 @@ from support.bench import Bench, Outcome
 
 from cases.case import Case
 from cases.table import CASES
+from cases.test_dhcp import CASES as DHCP
 from vfr._abi import Verdict
 from vfr.spec import State, step
 from vfr.spec.model import LAN, SORTER
@@ -83,11 +84,12 @@ def test_every_drop_has_a_case() -> None:
         "DROP_PPS_IN",
         "DROP_SHARE",
         "HAIRPIN",
+        "DROP_DHCP_TOO_FAST",
         "DROP_KERNEL",
         "CONTINUE",
         "VERDICTS",
     }
-    shown = {case.verdict.name for case in CASES}
+    shown = {case.verdict.name for case in (*CASES, *DHCP)}
     assert {v.name for v in Verdict} - shown == elsewhere
 
 

@@ -25,6 +25,7 @@ from vfr.view import GuestWords
 
 _CLONE_NEWNET = 0x40000000
 TC_ACT_SHOT = 2
+ANSWERS = (Verdict.ANSWERED, Verdict.DHCP_NAK)  # by the router itself, to the sender
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -192,6 +193,7 @@ class Bench:
                     domain.guest_mac.hex(":") if domain.guest_mac else None,
                     IPv4Address(domain.guest_gateway) if domain.guest_gateway else None,
                 ),
+                domain.dhcp,
             ),
         )
         fp.set_address(IPv4Address(domain.address), slot)
@@ -215,4 +217,4 @@ class Bench:
         passed = not verdict.name.startswith("DROP_") or action != TC_ACT_SHOT
         assert (action == TC_ACT_SHOT) == (not passed), f"{verdict.name} ended in action {action}"
         target = trace.target if trace.target != 0xFFFF else None
-        return Outcome(verdict, out if passed else None, sender if verdict == Verdict.ANSWERED else target)
+        return Outcome(verdict, out if passed else None, sender if verdict in ANSWERS else target)

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from support import world
-from support.bench import Bench, Outcome
+from support.bench import ANSWERS, Bench, Outcome
 from vfr._abi import Limit, Verdict
 from vfr.kernel import bpf, fastpath
 from vfr.spec.model import LAN, SORTER
@@ -205,4 +205,4 @@ def _outcome(sender: int, seen: Result) -> Outcome:
     assert seen.action == (_UNSPEC if back else _REDIRECT if passed else _SHOT), f"{verdict.name}: {seen.action}"
     target = seen.target if seen.target != 0xFFFF else None
     frame = ctypes.string_at(seen.data, seen.length) if passed else None
-    return Outcome(verdict, frame, sender if verdict is Verdict.ANSWERED else target)
+    return Outcome(verdict, frame, sender if verdict in ANSWERS else target)

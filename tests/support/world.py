@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from vfr.policy import Rule, compile_rules, parse
-from vfr.settings import Limits
+from vfr.settings import Dhcp, Limits
 from vfr.spec import Domain, Router, State
 from vfr.spec.model import Policy
 
@@ -49,6 +49,14 @@ TWIN = ("10.0.2.15", "52:54:00:12:34:56", "10.0.2.2")
 CLONES = {"web": TWIN, "db": TWIN, "odd": (None, TWIN[1], None)}
 
 
+# What guests are told by DHCP beside who they are.
+DHCP = {
+    "web": Dhcp(),
+    "db": Dhcp(dns=(IPv4Address("192.0.2.53"), IPv4Address("192.0.2.54")), lease=600, prefix=16),
+    "odd": Dhcp(dns=tuple(IPv4Address(f"198.51.100.{n}") for n in (1, 2, 3)), lease=86400, prefix=16),
+}
+
+
 def _guest(name: str) -> dict[str, Any]:
     address, mac, gateway = CLONES[name]
     return {
@@ -68,6 +76,7 @@ def router(rules: str, known: dict[Rule, int] | None = None, clones: bool = Fals
             int(IPv4Address(NODES[name].ip)),
             bytes.fromhex(NODES[name].mac.replace(":", "")),
             range(NAT_LOW + BLOCK * slot, NAT_LOW + BLOCK * (slot + 1)) if slot else range(0),
+            dhcp=DHCP.get(name),
             **(_guest(name) if clones and slot else {}),
         )
         for name, slot in SLOTS.items()

@@ -24,7 +24,7 @@ from vfr.errors import ConflictError, KernelError
 from vfr.kernel import attach, bpf, layout, loader
 from vfr.kernel.ringbuf import RingBuffer
 from vfr.policy.compile import level_bit
-from vfr.settings import CAPS, LAN_FRAGMENTS, Limits, Timers, forgettable
+from vfr.settings import CAPS, LAN_FRAGMENTS, Dhcp, Limits, Timers, forgettable
 from vfr.view import GuestWords
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ _TABLES = ("sessions", "inbound", "mappings", "fragments")
 _LIMIT_FIELDS = {"fragments": "pieces"}  # whose fields in a row have other names
 _IN_CAPS = frozenset({*CAPS, "burst_ms"})
 _IN_ROW = {f.name: _LIMIT_FIELDS.get(f.name, f.name) for f in fields(Limits) if f.name not in _IN_CAPS}
-_PER_CPU = ("counters", "offload")
+_PER_CPU = ("counters", "offload", "dhcp_work")
 NOTES = {
     "digest": (_DIGEST_SIZE, 1),
     "complete": (4, int(Limit.SLOTS)),
@@ -91,7 +91,8 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class DomainRow:
-    """One slot's tenant. `generation` is never the same for two domains; `mtu` in bytes."""
+    """One slot's tenant. `generation` is never the same for two domains; `mtu` in bytes; `dhcp` is None if its guest is told
+    nothing."""
 
     generation: int
     address: IPv4Address
@@ -103,6 +104,7 @@ class DomainRow:
     port_count: int
     limits: Limits = field(default_factory=Limits)
     guest: GuestWords = field(default_factory=GuestWords)
+    dhcp: Dhcp | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +206,17 @@ def _guest(row: _abi.Domain) -> GuestWords:
     )
 
 
+def _dns_words(servers: tuple[IPv4Address, ...]) -> ctypes.Array[ctypes.c_uint32]:
+    return (ctypes.c_uint32.__ctype_be__ * Limit.DHCP_DNS)(*map(int, servers))
+
+
+def _dhcp(row: _abi.Domain) -> Dhcp | None:
+    servers = tuple(IPv4Address(server) for server in row.dns if server)
+    return Dhcp(True, servers, row.lease_s, row.prefix) if row.lease_s else None
+
+
 def _domain_row(row: DomainRow) -> bytes:
-    guest = row.guest
+    guest, dhcp = row.guest, row.dhcp
     return bytes(
         _abi.Domain(
             generation=row.generation,
@@ -220,6 +231,9 @@ def _domain_row(row: DomainRow) -> bytes:
             guest_mac=_mac_bytes(guest.mac or row.mac),
             is_clone=guest.is_clone,
             deliver=row.deliver,
+            prefix=dhcp.prefix if dhcp else 0,
+            lease_s=dhcp.lease if dhcp else 0,
+            dns=_dns_words(dhcp.dns if dhcp else ()),
             is_capped=row.limits.is_capped,
             **{at: getattr(row.limits, name) for name, at in _IN_ROW.items()},
             outward=_abi.Cap(row.limits.rate_out, row.limits.pps_out, row.limits.burst_ms * 1000),
@@ -251,6 +265,7 @@ def _domain(row: _abi.Domain) -> DomainRow:
         port_count=row.port_count,
         limits=_limits(row),
         guest=_guest(row),
+        dhcp=_dhcp(row),
     )
 
 

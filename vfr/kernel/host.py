@@ -406,6 +406,7 @@ class Host:
                 vif.port_count,
                 vif.limits,
                 vif.guest,
+                vif.dhcp,
             ),
         )
         fp.set_address(vif.address, vif.slot)

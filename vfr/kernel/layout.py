@@ -17,12 +17,13 @@ from vfr import _abi
 Layout = Mapping[str, str]
 
 # What only counts and tells: made anew where its layout is another, since no conversation hangs on it.
-TELLING = frozenset({"counters", "events", "trace", "offload", "identifications"})
+TELLING = frozenset({"counters", "events", "trace", "offload", "identifications", "dhcp_work"})
 _TELLING_WORDS = frozenset(f"the map {name}" for name in TELLING) | {
     "the struct Counters",
     "the struct Count",
     "the struct Event",
     "the struct Trace",
+    "the struct DhcpWork",
     "the enum Verdict",
 }
 

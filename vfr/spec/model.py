@@ -23,7 +23,8 @@ from vfr._abi import Limit
 from vfr._abi import TcpEvent as E
 from vfr._abi import TcpState as S
 from vfr._abi import Verdict as V
-from vfr.settings import LAN_FRAGMENTS, Limits, Timers, forgettable
+from vfr.settings import LAN_FRAGMENTS, Dhcp, Limits, Timers, forgettable
+from vfr.spec import dhcp
 from vfr.spec.packet import (
     ACK,
     DONT,
@@ -113,6 +114,7 @@ class Domain:
     guest_address: int | None = None
     guest_mac: bytes | None = None
     guest_gateway: int | None = None
+    dhcp: Dhcp | None = None
 
     @property
     def seen_address(self) -> int:
@@ -327,9 +329,19 @@ def _guard_target(p: Packet) -> None:
     )
 
 
-def _guard_ip(own: Domain, frame: bytes) -> Packet:
+def _guard_dhcp(frame: bytes, p: Packet) -> Packet:
+    _end_if(
+        (not frame[0] & 1 and frame[:6] != GATEWAY_MAC, V.DROP_DST_MAC),
+        (p.first, V.DROP_DHCP_HEADER),
+    )
+    return _guard_l4(frame, p)
+
+
+def _guard_ip(own: Domain, gateway: int, frame: bytes) -> Packet:
     _check_ip_header(frame)
     p = parse_ip(frame)
+    if dhcp.is_dhcp(frame, p, gateway, own.dhcp):
+        return _guard_dhcp(frame, p)
     _end_if((p.src != own.seen_address, V.DROP_SRC_IP))
     _guard_target(p)
     _end_if(
@@ -350,14 +362,14 @@ def _guard_arp(own: Domain, frame: bytes) -> None:
     )
 
 
-def _guard(own: Domain, frame: bytes) -> Packet | None:
+def _guard(own: Domain, gateway: int, frame: bytes) -> Packet | None:
     """The packet, or None for ARP, and for raw Ethernet, that is in order."""
     _end_if((len(frame) < 14, V.DROP_TRUNCATED))
     ethertype = word(frame, 12)
     _end_if((ethertype in VLANS, V.DROP_VLAN), (frame[6:12] != own.seen_mac, V.DROP_SRC_MAC))
     if ethertype == ETHER_IP:
         _end_if((len(frame) < 34, V.DROP_TRUNCATED))
-        return _guard_ip(own, frame)
+        return _guard_ip(own, gateway, frame)
     if ethertype == ETHER_ARP:
         _guard_arp(own, frame)
         return None
@@ -1011,7 +1023,7 @@ class _Run:
     # The whole way
 
     def run(self, sender: int, frame: bytes) -> Step:
-        self.sender = sender
+        self.sender, router = sender, self.router
         try:
             if sender == SORTER:
                 return self.run_sorted(frame)
@@ -1019,7 +1031,12 @@ class _Run:
                 return self.forward(frame, self.uplink(frame))
             if sender not in self.router.domains:
                 raise _End(V.DROP_NOT_READY)
-            self.packet = _guard(self.router.domains[sender], frame)
+            own, gateway = router.domains[sender], router.gateway_seen(router.domains[sender])
+            self.packet = _guard(own, gateway, frame)
+            if self.packet and own.dhcp and dhcp.is_dhcp(frame, self.packet, gateway, own.dhcp):
+                return self.dhcp(
+                    dhcp.Told(own.seen_address, own.seen_mac, gateway, self.mtu_told(own), own.dhcp), frame
+                )
             if self.packet is None and word(frame, 12) != ETHER_ARP:
                 return self.ether(frame)
             if self.packet is None:
@@ -1028,6 +1045,18 @@ class _Run:
             return self.from_domain(frame)
         except _End as end:
             return self.ended(end.verdict, frame)
+
+    def mtu_told(self, own: Domain) -> int:
+        """What a guest can send: never more than its own interface takes."""
+        return min(self.router.uplink_mtu or own.mtu, own.mtu)
+
+    def dhcp(self, told: dhcp.Told, frame: bytes) -> Step:
+        """A guest asks who it is."""
+        p = self.packet
+        assert p is not None
+        _end_if((not self.within_rate((self.sender, "dhcp"), Limit.DHCP_PER_S), V.DROP_DHCP_TOO_FAST))
+        verdict, frame_back = dhcp.answer(frame, p, told)
+        return Step(self.state(), verdict, frame_back, self.sender if frame_back else None)
 
     def ether(self, frame: bytes) -> Step:
         """Raw Ethernet: to the domain whose MAC it is for, as it stands."""
