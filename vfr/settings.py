@@ -10,7 +10,7 @@ from vfr._abi import Limit
 from vfr.errors import UsageError
 
 WEEK_S = 7 * 24 * 3600
-LEASE_LEAST_S = 60
+LEASE_LEAST_S = 20  # dhcpcd takes anything shorter for that
 CAPS = ("rate_out", "rate_in", "pps_out", "pps_in")
 LEAST_RATE = 1000  # bits a second
 MOST_RATE = 10**12

@@ -1,4 +1,4 @@
-"""A shell in a host's domain 0 where nothing that is written stays: /etc is a copy, /run and /var/log are empty, and all
+"""A shell in a host's domain 0, or a guest, where nothing that is written stays: /etc is a copy, /run and some of /var are empty, and all
 that is started there ends with it. For programs that would change the machine."""
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from support.host import Host
 _END = "--- end of the command, status"
 _PREPARE = r"""
 mount --make-rprivate / && mount -t tmpfs private /mnt && cp -a /etc /mnt/etc && mount --bind /mnt/etc /etc &&
-mount -t tmpfs private /run && mount -t tmpfs private /var/log && mkdir -p /run/lock /run/dbus
+mount -t tmpfs private /run && mount -t tmpfs private /var/log && mkdir -p /run/lock /run/dbus &&
+for d in /var/lib/dhcp /var/lib/dhcpcd; do test ! -d $d || mount -t tmpfs private $d || exit 1; done
 """
 
 
 class Private:
     """Commands run one after the other; `do` is what each says."""
 
-    def __init__(self, host: Host) -> None:
-        self._argv = ["ip", "netns", "exec", host.ns("dom0"), "unshare", "--mount", "--pid", "--fork", "--kill-child"]
+    def __init__(self, host: Host, node: str = "dom0") -> None:
+        self._argv = ["ip", "netns", "exec", host.ns(node), "unshare", "--mount", "--pid", "--fork", "--kill-child"]
         self._argv += ["--mount-proc", "sh"]
 
     def __enter__(self) -> Private:

@@ -1,0 +1,216 @@
+"""DHCP by the clients that Debian 12 has, with Debian's own scripts, each in a guest that nobody has configured.
+
+    vd-udhcpc    169.254.1.2 -- veth --.
+    vd-dhclient  169.254.1.3 -- veth --|-- vd-dom0 -- eth0 192.0.2.1 (MTU 1400) --- 192.0.2.11 vd-lan
+    vd-dhcpcd    169.254.1.4 -- veth --|
+    vd-networkd  169.254.1.5 -- veth --'
+
+First each gets its address (a /32, so the router by a route of its own), reaches the LAN, and renews. Then its domain
+is another: a clone's, 10.0.2.15/16 behind 10.0.2.2. What it had is answered NAK, and it becomes what it is now. All
+four go on side by side, since they only wait; an ear at each guest's interface hears what is said.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from scapy.layers.dhcp import DHCP
+from scapy.layers.inet import IP
+from scapy.layers.l2 import Ether
+from support.host import Host
+from support.netns import packet_socket
+from support.private import Private
+from support.talk import answers, server
+
+pytestmark = pytest.mark.lab
+LEASE_S = 20
+WAIT_S = 60
+LAN, ROUTER, DNS = "192.0.2.11", "169.254.1.0", "192.0.2.53"
+CLONE, CLONE_GATEWAY = "10.0.2.15", "10.0.2.2"
+NETWORKD = "/lib/systemd/systemd-networkd"
+# How Debian starts each, in the foreground; the program that must be there.
+CLIENTS = {
+    "udhcpc": ("udhcpc", "udhcpc -f -i eth0"),
+    "dhclient": ("dhclient", "dhclient -4 -d eth0"),
+    "dhcpcd": ("dhcpcd", "dhcpcd -4 -B eth0"),
+    "networkd": (NETWORKD, NETWORKD),
+}
+# What makes it ask whether its address is still its own. The others do by themselves when the interface comes back.
+KICKS = {
+    "udhcpc": "kill -USR1 $(pidof udhcpc)",
+    "dhclient": "kill $(pidof dhclient); while pidof dhclient; do sleep 0.1; done; dhclient -4 -d eth0 > /run/client.log 2>&1 &",
+}
+# udev is nowhere here, and networkd only believes that where /sys cannot be written to, as in a container.
+NETWORKD_SETUP = r"""
+mkdir -p /etc/systemd/network /run/systemd/netif && rm -f /etc/systemd/network/* && mount -o remount,ro /sys &&
+printf '[Match]\nName=eth0\n[Network]\nDHCP=ipv4\n' > /etc/systemd/network/eth0.network &&
+printf '%032x\n' 7 > /etc/machine-id
+"""
+
+
+class _Guests(Host):
+    guests = tuple(CLIENTS)
+
+
+class Ear:
+    """Hears the DHCP that passes a guest's interface: (message, source, target), in order."""
+
+    def __init__(self, host: Host, node: str) -> None:
+        self.heard: list[tuple[str, str, str]] = []
+        self._socket = packet_socket(host.ns(node), "eth0", 0.2)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._listen)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+        self._socket.close()
+
+    def _listen(self) -> None:
+        kinds = {1: "discover", 2: "offer", 3: "request", 4: "decline", 5: "ack", 6: "nak", 7: "release"}
+        while not self._over.is_set():
+            try:
+                packet = Ether(self._socket.recv(65536))
+            except TimeoutError:
+                continue
+            if DHCP in packet:
+                said = dict(option[:2] for option in packet[DHCP].options if isinstance(option, tuple))
+                self.heard.append((kinds[said["message-type"]], packet[IP].src, packet[IP].dst))
+
+
+class Guest:
+    """A guest with its client."""
+
+    def __init__(self, host: Host, name: str, shell: Private, ear: Ear) -> None:
+        self.host, self.name, self.shell, self.ear = host, name, shell, ear
+
+    @property
+    def address(self) -> str:
+        """What it has at first."""
+        return f"169.254.1.{2 + tuple(CLIENTS).index(self.name)}"
+
+    def start(self) -> None:
+        if self.name == "networkd":
+            self.shell.do(NETWORKD_SETUP)
+        self.shell.do(f"{CLIENTS[self.name][1]} > /run/client.log 2>&1 &")
+
+    def sees(self) -> str:
+        return self.host.sh(self.name, "ip -o -4 addr show dev eth0; ip -4 route; ip link show eth0")
+
+    def state(self) -> str:
+        """All there is to know, for a failure."""
+        log = self.shell.do("tail -n 40 /run/client.log", check=False)
+        return f"{self.name}: {self.sees()}\n{self.ear.heard}\n{log}"
+
+    def wait(self, until: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while not until():
+            assert time.monotonic() < deadline, self.state()
+            time.sleep(0.1)
+
+
+class World:
+    """All guests, and what has been done to them."""
+
+    def __init__(self, host: Host, guests: dict[str, Guest]) -> None:
+        self.host, self.guests, self.is_other = host, guests, False
+
+    def change(self) -> None:
+        """Each guest's domain goes, and another comes to its interface; before that all are told that what they have
+        is good for an hour, and then each has a reason to ask: the interface was down, it is told to, or starts anew."""
+        if self.is_other:
+            return
+        self.is_other = True
+        self.host.vfr("dhcp", "--lease", "3600")
+        heard = {guest: len(guest.ear.heard) for guest in self.guests.values()}
+        for guest, before in heard.items():
+            guest.wait(lambda guest=guest, before=before: ("ack", ROUTER, guest.address) in guest.ear.heard[before:])
+        self.host.vfr("domain", "remove", *self.guests)
+        self.host.vfr("dhcp", "--prefix", "16")
+        for number, name in enumerate(self.guests):
+            clone = ("--guest-address", CLONE, "--guest-gateway", CLONE_GATEWAY)
+            _add(self.host, name, number, f"169.254.1.{100 + number}", *clone)
+        for guest in self.guests.values():
+            guest.shell.do(KICKS.get(guest.name, "true"))
+
+
+def _mac(number: int) -> str:
+    return f"02:00:00:00:0d:{number:02x}"
+
+
+def _add(host: Host, name: str, number: int, address: str, *more: str) -> None:
+    """Each knows its guest's MAC, which stays its own."""
+    host.vfr("domain", "add", name, "--device", f"v{name}", "--address", address, "--mac", _mac(number), *more)
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with ExitStack() as stack:
+        host = stack.enter_context(_Guests("vd"))
+        host.sh("dom0", "ip link set eth0 mtu 1400")
+        host.sh("lan", "ip link set eth0 mtu 1400")
+        host.vfr("nat", "enable", "--uplink", "eth0")
+        host.vfr("dhcp", "--lease", str(LEASE_S), "--dns", DNS)
+        stack.enter_context(server(host, "lan", 7))
+        guests = {}
+        for number, (name, (program, _)) in enumerate(CLIENTS.items()):
+            if shutil.which(program) is None:
+                continue
+            end = f"ip link add v{name} type veth peer name eth0 netns {host.ns(name)} address {_mac(number)}"
+            host.sh("dom0", end)
+            host.sh(name, "sysctl -qw net.ipv6.conf.all.disable_ipv6=1; ip link set eth0 up")
+            _add(host, name, number, f"169.254.1.{2 + number}")
+            ear = Ear(host, name)
+            stack.callback(ear.close)
+            guests[name] = Guest(host, name, stack.enter_context(Private(host, name)), ear)
+        for guest in guests.values():
+            guest.start()
+        yield World(host, guests)
+
+
+@pytest.fixture(params=tuple(CLIENTS))
+def guest(request: pytest.FixtureRequest, world: World) -> Guest:
+    if request.param not in world.guests:
+        pytest.skip(f"{CLIENTS[request.param][0]} is not installed")
+    return world.guests[request.param]
+
+
+def _reaches_the_lan(guest: Guest) -> None:
+    guest.wait(lambda: guest.host.pings(guest.name, LAN))
+    assert answers(guest.host, guest.name, LAN, 7) == "lan", guest.state()
+
+
+def test_it_gets_its_address_and_reaches_the_lan(guest: Guest) -> None:
+    own = guest.address
+    guest.wait(lambda: f"inet {own}/32 " in guest.sees() and f"default via {ROUTER} " in guest.sees())
+    _reaches_the_lan(guest)
+    assert [said[0] for said in guest.ear.heard][:4] == ["discover", "offer", "request", "ack"], guest.state()
+
+
+def test_it_renews_from_the_router_itself(guest: Guest) -> None:
+    own = guest.address
+    guest.wait(lambda: ("request", own, ROUTER) in guest.ear.heard)
+    at = guest.ear.heard.index(("request", own, ROUTER))
+    guest.wait(lambda: ("ack", ROUTER, own) in guest.ear.heard[at:])
+
+
+def test_another_address_is_refused_and_it_takes_its_own(guest: Guest, world: World) -> None:
+    world.change()
+    guest.wait(lambda: f"inet {CLONE}/16 " in guest.sees() and f"default via {CLONE_GATEWAY} " in guest.sees())
+    _reaches_the_lan(guest)
+    assert "169.254.1." not in guest.sees(), guest.state()
+    assert ("nak", CLONE_GATEWAY, "255.255.255.255") in guest.ear.heard, guest.state()
+    counted = world.host.json("stats", guest.name)[guest.name]
+    assert counted["DHCP_NAK"]["packets"] >= 1 and counted["ANSWERED"]["packets"] >= 2
+
+
+def test_the_machine_is_as_it_was() -> None:
+    """Each client had /etc and /run to itself."""
+    assert f"nameserver {DNS}" not in Path("/etc/resolv.conf").read_text()
