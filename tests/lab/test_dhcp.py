@@ -43,8 +43,9 @@ CLIENTS = {
 }
 # What makes it ask whether its address is still its own. The others do by themselves when the interface comes back.
 KICKS = {
-    "udhcpc": "kill -USR1 $(pidof udhcpc)",
-    "dhclient": "kill $(pidof dhclient); while pidof dhclient; do sleep 0.1; done; dhclient -4 -d eth0 > /run/client.log 2>&1 &",
+    "udhcpc": "kill -USR1 $(cat /run/client.pid)",
+    "dhclient": "kill $(cat /run/client.pid); while kill -0 $(cat /run/client.pid); do sleep 0.1; done;"
+    " dhclient -4 -d eth0 > /run/client.log 2>&1 &",
 }
 # udev is nowhere here, and networkd only believes that where /sys cannot be written to, as in a container.
 NETWORKD_SETUP = r"""
@@ -99,7 +100,7 @@ class Guest:
     def start(self) -> None:
         if self.name == "networkd":
             self.shell.do(NETWORKD_SETUP)
-        self.shell.do(f"{CLIENTS[self.name][1]} > /run/client.log 2>&1 &")
+        self.shell.do(f"{CLIENTS[self.name][1]} > /run/client.log 2>&1 & echo $! > /run/client.pid")
 
     def sees(self) -> str:
         return self.host.sh(self.name, "ip -o -4 addr show dev eth0; ip -4 route; ip link show eth0")
