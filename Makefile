@@ -11,7 +11,7 @@ PACKAGES := clang-14 llvm-14 libclang-rt-14-dev gcc make libc6-dev libbpf-dev bp
             stun-client stun-server traceroute conntrack iptables vde2
 # What the attack battery attacks with; macof is dsniff's, nping comes with nmap. Debian starts neither udhcpd
 # (/etc/default/udhcpd) nor yersinia.
-LAB_PACKAGES := dsniff hping3 nmap thc-ipv6 udhcpc udhcpd yersinia
+LAB_PACKAGES := dsniff hping3 nmap thc-ipv6 udhcpc udhcpd yersinia isc-dhcp-client dhcpcd-base
 VM_PACKAGES := qemu-system-x86 busybox-static cpio kmod
 BPFFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter \
             -I/usr/include/$(shell uname -m)-linux-gnu
