@@ -3,6 +3,8 @@
     vs-a 169.254.1.2 --- vs-dom0 169.254.1.0: tgtd, ganesha.nfsd
     vs-b 169.254.1.3 ----'
 
+HyperSCSI has no program any more; its frames are raw Ethernet, and so are the test's.
+
 The programs are taken from Debian's packages without installing them, so that no service starts on this machine.
 """
 
@@ -18,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 from support.host import Host, run
@@ -26,11 +29,12 @@ from vfr_lab.debian import Programs, UnavailableError, programs
 
 PACKAGES = ("nfs-ganesha", "nfs-ganesha-vfs", "tgt", "libiscsi-bin", "libnfs-utils")
 MEBIBYTES = 1024 if os.environ.get("VFR_LONG") else 16
+WRITTEN = 16 << 20  # bytes by NFS, 2 KiB at a time
 DEADLINE_S = 40
 DOM0 = "169.254.1.0"
 BASE = "allow dom0 -> any\n"
 ISCSI, NFS = "allow a -> dom0 tcp 3260\n", "allow a -> dom0 tcp 2049\n"
-ISCSI_PROGRAM = Path(__file__).parents[1] / "support" / "iscsi.py"
+SUPPORT = Path(__file__).parents[1] / "support"
 TARGET = "iqn.2001-04.example:disk"
 
 
@@ -50,6 +54,12 @@ class Storage:
     def run(self, node: str, *argv: str, patience_s: int = 300) -> subprocess.CompletedProcess[str]:
         command = ["timeout", str(patience_s), str(self.programs.find(argv[0])), *argv[1:]]
         return run("ip", "netns", "exec", self.host.ns(node), *command, check=False, env=self.programs.environment())
+
+    def by_library(self, program: str, library: str, *arguments: str) -> None:
+        """A program of tests/support that does in a's namespace what no tool of the library's does."""
+        path = self.programs.root / "usr/lib/x86_64-linux-gnu" / library
+        argv = [sys.executable, str(SUPPORT / f"{program}.py"), str(path), *arguments]
+        run("ip", "netns", "exec", self.host.ns("a"), *argv, env=self.programs.environment())
 
     def rules(self, text: str) -> None:
         (self.work / "now.rules").write_text(text)
@@ -127,7 +137,7 @@ EXPORT {{
 
 @pytest.mark.inv(2)
 def test_nfs_by_rule(storage: Storage, data: Path) -> None:
-    """A file is read whole; without the rule not even the connection begins."""
+    """A file is read whole, and one written; without the rule not even the connection begins."""
     share = storage.work / "share"
     share.mkdir()
     shutil.copy(data, share)
@@ -143,6 +153,11 @@ def test_nfs_by_rule(storage: Storage, data: Path) -> None:
         storage.rules(BASE + NFS)
         done = storage.run("a", "nfs-cp", place, str(back))
         assert done.returncode == 0 and _sum(back) == _sum(data), done
+        written = storage.work / "written"
+        with data.open("rb") as file:
+            written.write_bytes(file.read(WRITTEN)[::-1])
+        storage.by_library("nfs", "libnfs.so.13", f"nfs://{DOM0}/share/new", str(written))
+        assert _sum(share / "new") == _sum(written)
         assert storage.run("b", "nfs-cp", place, str(back), patience_s=3).returncode, "the rule is a's"
 
 
@@ -160,10 +175,7 @@ def _offer(storage: Storage, pid: int, disk: Path) -> None:
 
 def _disk(storage: Storage, way: str, file: Path) -> None:
     """All of the disk into a file of its size, or the other way."""
-    library = storage.programs.root / "usr/lib/x86_64-linux-gnu/libiscsi.so.7"
-    where = [way, f"{DOM0}:3260", TARGET, "1", str(file)]
-    program = [sys.executable, str(ISCSI_PROGRAM), str(library)]
-    run("ip", "netns", "exec", storage.host.ns("a"), *program, *where)
+    storage.by_library("iscsi", "libiscsi.so.7", way, f"{DOM0}:3260", TARGET, "1", str(file))
 
 
 @pytest.mark.inv(2)
@@ -188,3 +200,67 @@ def test_iscsi_by_rule(storage: Storage, data: Path) -> None:
         _disk(storage, "write", fresh)
         assert disk.read_bytes() == fresh.read_bytes()
         assert storage.run("b", "iscsi-ls", f"iscsi://{DOM0}", patience_s=3).returncode, "the rule is a's"
+
+
+HEARER = """
+import socket, sys
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x889A))
+s.bind(("eth0", 0x889A))
+print("ready", flush=True)
+while True:
+    print(s.recv(2000).hex(), flush=True)
+"""
+TELLER = """
+import socket, sys
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+s.bind(("eth0", 0x889A))
+for frame in sys.argv[1:]:
+    s.send(bytes.fromhex(frame))
+"""
+
+
+def _hyperscsi(storage: Storage, sender: str, receiver: str, load: bytes) -> bytes:
+    mac = {node: storage.host.sh(node, "cat /sys/class/net/eth0/address").strip() for node in (sender, receiver)}
+    return bytes.fromhex(f"{mac[receiver]}{mac[sender]}".replace(":", "")) + b"\x88\x9a" + load
+
+
+@pytest.mark.inv(2)
+def test_hyperscsi_by_rule(storage: Storage) -> None:
+    """Frames of EtherType 0x889A between two domains: as they are, the way that a rule says, and no other."""
+    there = [_hyperscsi(storage, "a", "b", bytes([n]) * 1400) for n in range(3)]
+    back = _hyperscsi(storage, "b", "a", b"an answer".ljust(46, b"\0"))
+
+    def tell(node: str, *frames: bytes) -> None:
+        words = [sys.executable, "-c", TELLER, *(frame.hex() for frame in frames)]
+        run("ip", "netns", "exec", storage.host.ns(node), *words)
+
+    with _hearing(storage, "a") as at_a, _hearing(storage, "b") as at_b:
+        storage.rules(BASE)
+        before = storage.host.json("stats", "a")["a"]
+        tell("a", there[0])
+        after = storage.host.json("stats", "a")["a"]
+        assert _packets(after, "DROP_ETHERTYPE") == _packets(before, "DROP_ETHERTYPE") + 1
+        storage.rules(f"{BASE}allow a -> b ether 0x889a\n")
+        tell("b", back)
+        tell("a", *there[1:])
+        assert [at_b.readline().strip() for _ in there[1:]] == [frame.hex() for frame in there[1:]]
+        storage.rules(f"{BASE}allow a <-> b ether 0x889a\n")
+        again = _hyperscsi(storage, "b", "a", b"another answer".ljust(46, b"\0"))
+        tell("b", again)
+        assert at_a.readline().strip() == again.hex(), "the first thing that a hears; the answer before had no rule"
+
+
+def _packets(counted: dict[str, dict[str, int]], verdict: str) -> int:
+    return counted.get(verdict, {"packets": 0})["packets"]
+
+
+@contextmanager
+def _hearing(storage: Storage, node: str) -> Iterator[IO[str]]:
+    """Frames of HyperSCSI's that a domain receives, each a line."""
+    argv = ["ip", "netns", "exec", storage.host.ns(node), sys.executable, "-c", HEARER]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout and process.stdout.readline() == "ready\n"
+            yield process.stdout
+        finally:
+            process.kill()
