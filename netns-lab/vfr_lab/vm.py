@@ -111,18 +111,21 @@ class Vm:
         card: Card | list[str],
         address: str,
         through: Sequence[str] = (),
+        resumed: bool = False,
     ) -> None:
-        """`card` may be QEMU's own arguments; `through` is a command that starts QEMU, as another user for instance."""
+        """`card` may be QEMU's own arguments; `through` is a command that starts QEMU, as another user for instance. One
+        that is `resumed` (-incoming) does not boot."""
         arguments = card if isinstance(card, list) else card.arguments()
         argv = ["ip", "netns", "exec", netns, *through, *qemu(image, name, arguments, address)]
         self.process = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
         )
-        self._said = b""
+        self._said, self._boots = b"", not resumed
 
     def __enter__(self) -> Vm:
         try:
-            self._until(r"=== up\n", BOOT_S)
+            if self._boots:
+                self._until(r"=== up\n", BOOT_S)
         except BaseException:
             self.kill()
             raise

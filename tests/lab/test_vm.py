@@ -12,23 +12,29 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 from support.host import Host, run
 
+from vfr.kernel.fastpath import Fastpath
 from vfr_lab.debian import UnavailableError
 from vfr_lab.vm import Card, Image, Vm, image
 
-DOCS = Path(__file__).parents[2] / "docs" / "vm.md"
+DOCS = Path(__file__).parents[2] / "docs"
 LONG = bool(os.environ.get("VFR_LONG"))
 MEBIBYTES, ROUNDS = (32, 5) if LONG else (3, 1)
+AWAY_S = 180 if LONG else 1
 PATIENCE_S = 300  # emulated, beside others
 VM1, VM2, A, LAN = "169.254.1.9", "169.254.1.10", "169.254.1.2", "192.0.2.11"
 MAC1, MAC2 = "02:00:00:00:00:09", "02:00:00:00:00:0a"
@@ -65,12 +71,15 @@ class World:
     def boot(self, card: Card, name: str = "vm1", address: str = VM1) -> Vm:
         return Vm(self.image, name, self.host.ns("dom0"), card, address)
 
-    def ssh(self, port: int, command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def ssh_argv(self, port: int, command: str) -> list[str]:
         """From the LAN, by the host's address."""
-        unasked = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "BatchMode=yes", "ConnectTimeout=2"]
+        unasked = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "BatchMode=yes", "ConnectTimeout=9"]
         options = [word for option in unasked for word in ("-o", option)]
         there = ["-i", str(self.key), "-p", str(port), "root@192.0.2.1", command]
-        return run("ip", "netns", "exec", self.host.ns("lan"), "ssh", "-q", *options, *there, check=check)
+        return ["ip", "netns", "exec", self.host.ns("lan"), "ssh", "-q", *options, *there]
+
+    def ssh(self, port: int, command: str) -> subprocess.CompletedProcess[str]:
+        return run(*self.ssh_argv(port, command))
 
     def drops(self, name: str) -> dict[str, int]:
         """How many frames of a domain's ended under each verdict."""
@@ -88,12 +97,29 @@ class World:
     def lan_runs(self, program: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         """A Python program on the LAN, once it has said that it is ready."""
         argv = ["ip", "netns", "exec", self.host.ns("lan"), sys.executable, "-c", program, *arguments]
-        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
-            try:
-                assert process.stdout and process.stdout.readline() == "ready\n"
-                yield process
-            finally:
-                process.kill()
+        with _piped(argv) as process:
+            assert process.stdout and process.stdout.readline() == "ready\n"
+            yield process
+
+    def slot(self, name: str) -> int:
+        """Where the fastpath has a domain."""
+        opened = Fastpath.open(Path("/run/vfr/netns") / self.host.ns("dom0") / "bpf")
+        assert opened
+        try:
+            address = IPv4Address(self.host.json("domain", "show", name)["address"])
+            return opened.addresses()[address]
+        finally:
+            opened.close()
+
+
+@contextmanager
+def _piped(argv: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A program, killed in the end."""
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -278,14 +304,14 @@ exec setpriv --reuid=nobody --clear-groups --bounding-set=-all "$@"
 
 def _recipe(begins: str) -> list[str]:
     """The words of the one command in docs/vm.md that begins so."""
-    text = re.sub(r"\\\n\s*", "", DOCS.read_text())
+    text = re.sub(r"\\\n\s*", "", (DOCS / "vm.md").read_text())
     (line,) = (line.strip() for line in text.splitlines() if line.strip().startswith(begins))
     return shlex.split(line)
 
 
 def _card(words: list[str]) -> list[str]:
-    """Of QEMU's arguments those that are about the network, and its CPUs: a Linux guest has no more queues."""
-    pairs = [words[n : n + 2] for n, word in enumerate(words) if word in ("-smp", "-netdev", "-device")]
+    """Of QEMU's arguments those that a recipe is about; -smp, since a Linux guest has no more queues than CPUs."""
+    pairs = [words[n : n + 2] for n, word in enumerate(words) if word in ("-smp", "-netdev", "-device", "-incoming")]
     return [word for pair in pairs for word in pair]
 
 
@@ -314,3 +340,117 @@ def test_the_recipe_in_the_docs(world: World, tap1: str) -> None:
     with Vm(world.image, "vm1", world.host.ns("dom0"), card, VM1) as vm:
         vm.sh(f"ping -c1 -W5 {LAN}")
         assert world.ssh(2209, "hostname").stdout == "vm1\n"
+
+
+SLOW = """
+import hashlib, socket, sys
+with socket.create_server(("192.0.2.11", 5003)) as server:
+    print("ready", flush=True)
+    s = server.accept()[0]
+    seen = hashlib.sha256(s.recv(65536, socket.MSG_WAITALL))
+    print("begun", flush=True)
+    sys.stdin.readline()
+    while more := s.recv(1 << 16):
+        seen.update(more)
+    print(seen.hexdigest(), flush=True)
+"""
+
+
+class Monitor:
+    """QEMU's, by a socket."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, command: str) -> str:
+        with socket.socket(socket.AF_UNIX) as s:
+            s.settimeout(PATIENCE_S)
+            self._connect(s)
+            self._until_prompt(s)
+            s.sendall(f"{command}\n".encode())
+            return self._until_prompt(s)
+
+    def _connect(self, s: socket.socket) -> None:
+        """As soon as QEMU listens; one before may have left the file."""
+        deadline = time.monotonic() + PATIENCE_S
+        while s.connect_ex(str(self.path)):
+            assert time.monotonic() < deadline, "QEMU has no monitor"
+            time.sleep(0.05)
+
+    @staticmethod
+    def _until_prompt(s: socket.socket) -> str:
+        """What it said; also if it ended."""
+        said = b""
+        while not said.endswith(b"(qemu) ") and (more := s.recv(4096)):
+            said += more
+        return said.decode()
+
+
+@dataclass
+class Recipe:
+    """docs/save.md's lines, as they are run here: another name, TAP and MAC, and a directory of one's own."""
+
+    before: list[str]
+    after: list[str]
+
+    @classmethod
+    def read(cls, directory: Path) -> Recipe:
+        text = (DOCS / "save.md").read_text()
+        lines = text[text.index("(monitor) stop") : text.index("(monitor) cont") + len("(monitor) cont")]
+        for old, new in (("/var/lib/vm", str(directory)), ("tap-web", "tap1"), ("MAC", MAC1), (" web ", " vm1 ")):
+            assert old in lines
+            lines = lines.replace(old, new)
+        before, after = re.split(r"#.*\n", lines)
+        return cls(before.splitlines(), after.splitlines())
+
+
+def _save(world: World, vm: Vm, monitor: Monitor, lines: list[str]) -> None:
+    for line in lines:
+        if line.startswith("vfr "):
+            vm.process.wait(PATIENCE_S)
+            world.host.vfr(*shlex.split(line)[1:])
+        elif line != "(monitor) quit":
+            monitor(line.removeprefix("(monitor) "))
+        else:
+            while "completed" not in (told := monitor("info migrate")):
+                assert "failed" not in told, told
+                time.sleep(0.1)
+            monitor("quit")
+
+
+def test_a_vm_is_saved_and_its_conversations_live_on(world: World, tap1: str, tmp_path: Path) -> None:
+    """docs/save.md: the VM goes into files, and comes back under another slot, which somebody else's took. A transfer that
+    it sends and an ssh session from the LAN know nothing of it."""
+    monitor, recipe = Monitor(tmp_path / "monitor"), Recipe.read(tmp_path)
+    restore, start, go_on = recipe.after
+    *device, incoming, ram = _card(shlex.split(start))
+    device += ["-monitor", f"unix:{monitor.path},server=on,wait=off"]
+    with ExitStack() as stack:
+        vm = stack.enter_context(Vm(world.image, "vm1", world.host.ns("dom0"), device, VM1))
+        slow = stack.enter_context(world.lan_runs(SLOW))
+        assert slow.stdin and slow.stdout
+        own = vm.sh("dd if=/dev/urandom bs=1M count=8 of=/out 2> /dev/null; sha256sum < /out").split()[0]
+        vm.sh(f"nc {LAN} 5003 < /out > /dev/null 2>&1 &")
+        ssh = stack.enter_context(_piped(world.ssh_argv(2209, "kept=$$; while read -r line; do eval $line; done")))
+        assert ssh.stdin and ssh.stdout
+        print("echo one $kept", file=ssh.stdin, flush=True)
+        first = ssh.stdout.readline().split()
+        assert first[0] == "one" and slow.stdout.readline() == "begun\n"
+        _save(world, vm, monitor, recipe.before)
+        assert world.host.json("domain", "show", "vm1")["state"] == "saved"
+        slot = world.slot("vm1")
+        world.host.vfr("domain", "remove", "vm1")
+        world.host.vfr("domain", "add", "vm4", "--tap", "tap4", "--address", "169.254.1.12")
+        stack.callback(world.host.vfr, "domain", "remove", "vm4")
+        time.sleep(AWAY_S)  # it is to be away for a time: nothing is waited for
+        world.host.vfr(*shlex.split(restore)[1:])
+        assert world.slot("vm1") != slot
+        resumed = Vm(world.image, "vm1", world.host.ns("dom0"), [*device, incoming, ram], VM1, resumed=True)
+        with resumed as vm:
+            while "running" not in monitor("info status"):  # not before all of it is there
+                monitor(go_on.removeprefix("(monitor) "))
+            print("echo two $kept", file=ssh.stdin, flush=True)
+            assert ssh.stdout.readline().split() == ["two", first[1]]
+            print("go on", file=slow.stdin, flush=True)
+            assert slow.stdout.readline().strip() == own
+            vm.sh(f"ping -c1 -W5 {LAN}")
