@@ -163,7 +163,7 @@ def check_netns(name: str, before: Contents, is_left: bool) -> None:
             raise ConflictError(f"the namespace {name!r} belongs to the domain {d.name!r}; choose another")
     if instances.current().netns == name:
         raise UsageError(f"the namespace {name!r} is domain 0's own; choose another")
-    if not is_left and "eth0" in links.links(name):
+    if not is_left and links.link("eth0", name) is not None:
         raise ConflictError(f"the namespace {name!r} has an eth0 already; rename or remove that one")
 
 
@@ -281,7 +281,7 @@ def uplink_has(nat: Nat) -> bool:
     """Whether the uplink is there and still has its address."""
     from vfr.kernel import links
 
-    link = links.links().get(nat.uplink)
+    link = links.link(nat.uplink)
     return link is not None and any(i == link.index and a.ip == nat.address for i, a in links.addresses())
 
 
@@ -291,7 +291,7 @@ def followed(contents: Contents) -> Contents:
     from vfr.kernel import links
 
     nat = contents.nat
-    link = links.links().get(nat.uplink) if nat and not nat.is_fixed and not uplink_has(nat) else None
+    link = links.link(nat.uplink) if nat and not nat.is_fixed and not uplink_has(nat) else None
     if nat is None or link is None:
         return contents
     usable = (

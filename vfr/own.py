@@ -60,7 +60,7 @@ def lan_lost(nat: Nat) -> str:
     """What is wrong with the uplink, "" if it is as it was when NAT was enabled."""
     from vfr.kernel import links
 
-    link = links.links().get(nat.uplink)
+    link = links.link(nat.uplink)
     if link is None:
         return f"the uplink {nat.uplink} is gone"
     own = [str(a.ip) for index, a in links.addresses() if index == link.index]

@@ -229,7 +229,7 @@ class Router:
 
         host = Host(self._instance)
         try:
-            link = links.links().get(nat.uplink)
+            link = links.link(nat.uplink)
             return host.fastpath.attached(link.index, "uplink") if host.is_loaded and link else None
         finally:
             host.close()

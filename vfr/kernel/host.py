@@ -211,7 +211,7 @@ class Host:
         self.fastpath.drop_tables(slot)
 
     def unpin(self, name: str) -> None:
-        link = links.links().get(name.removeprefix("uplink-"))
+        link = links.link(name.removeprefix("uplink-"))
         self.fastpath.detach(link.index if link else None, name)
 
     def set_forwards(self, forwards: Sequence[Forward]) -> None:
@@ -231,13 +231,13 @@ class Host:
             self.fastpath.replace_policy(found)
 
     def route(self, net: IPv4Network) -> None:
-        device = links.links()[DOM0_DEVICE]
+        device = links.there(DOM0_DEVICE)
         config = self.fastpath.config()
         assert config is not None
         links.replace_route(device.index, net, config.gateway)
 
     def unroute(self, net: IPv4Network) -> None:
-        links.delete_route(links.links()[DOM0_DEVICE].index, net)
+        links.delete_route(links.there(DOM0_DEVICE).index, net)
 
     def attach_uplink(self, name: str, index: int) -> None:
         self.fastpath.attach(index, "uplink", f"uplink-{name}")
@@ -267,7 +267,7 @@ class Host:
         self._step(f"{SORTER}: make it")
         index = sorter.connect(SORTER, GATEWAY_MAC, self.instance.sorter)
         self._step(f"{SORTER}: nothing for the host's stack")
-        links.set_link(index, ifalias=str(mark.Mark(DOM0_ID)))
+        links.set_link(index, alias=str(mark.Mark(DOM0_ID)))
         self._harden_link(SORTER, index)
         self._step(f"{SORTER}: attach")
         self.fastpath.attach(index, "sorter", SORTER)
@@ -280,7 +280,7 @@ class Host:
 
     def set_sorter_mtu(self, mtu: int) -> None:
         sorter.set_mtu(self.instance.sorter, mtu)
-        self.sorter_note.write_text(f"{links.links()[SORTER].index} {mtu}")
+        self.sorter_note.write_text(f"{links.there(SORTER).index} {mtu}")
 
     def _forget_sorter(self) -> None:
         self.sorter_note.unlink(missing_ok=True)
@@ -321,7 +321,7 @@ class Host:
     def _made(self, vif: Vif, mtu: int) -> links.Link:
         """The interface, made now if need be. Again, if its making broke off before it had an owner, or if
         its other end is in a namespace that has lost its name to another."""
-        link = links.links().get(vif.interface)
+        link = links.link(vif.interface)
         if link and vif.kind != "device" and not _is_made_for(link, vif):
             self._step(f"{vif.interface}: remove what an interrupted command or a former namespace left")
             self.fastpath.clear_vif(link.index)
@@ -330,8 +330,8 @@ class Host:
         if link is None:
             self._step(f"{vif.interface}: make it")
             self._make(vif, mtu)
-            self._own(vif, links.links()[vif.interface], mtu)
-            link = links.links()[vif.interface]
+            self._own(vif, links.there(vif.interface), mtu)
+            link = links.there(vif.interface)
         return link
 
     @staticmethod
@@ -339,7 +339,7 @@ class Host:
         """Says whose it is, at once: what nobody owns nobody would take away again. And its MTU, once: the guest's own
         end would not follow another, and what it sends would be too long for ours."""
         try:
-            links.set_link(link.index, mtu=mtu, ifalias=str(mark.Mark(vif.id, vif.home)))
+            links.set_link(link.index, mtu=mtu, alias=str(mark.Mark(vif.id, vif.home)))
         except KernelError:
             links.delete_link(vif.interface)
             raise
@@ -359,7 +359,7 @@ class Host:
         self._step(f"{vif.interface}: nothing for the host's stack")
         if _owner(link) != vif.id:
             ours = mark.Mark(vif.id, vif.home, self._memory(link))
-            links.set_link(link.index, ifalias=str(ours))
+            links.set_link(link.index, alias=str(ours))
         self._harden_link(vif.interface, link.index)
         if vif.kind == "tap":
             links.set_link(link.index, address=GATEWAY_MAC)
@@ -391,7 +391,7 @@ class Host:
             self._step(f"{vif.interface}: tables of another size")
             fp.resize_tables(vif.slot, vif.limits, vif.port_count)
         self._step(f"{vif.interface}: enter the domain")
-        device = links.links()[vif.device]
+        device = links.there(vif.device)
         deliver = {"dom0": Deliver.DELIVER_DOM0, "netns": Deliver.DELIVER_PEER}.get(vif.kind, Deliver.DELIVER_DEVICE)
         fp.set_domain(
             vif.slot,
@@ -415,7 +415,7 @@ class Host:
 
     def _dom0_device(self) -> None:
         """Domain 0's own end: its address, and up. Routes follow."""
-        device = links.links()[DOM0_DEVICE]
+        device = links.there(DOM0_DEVICE)
         self._step(f"{DOM0_DEVICE}: address and up")
         links.set_conf(DOM0_DEVICE, "disable_ipv6", 1, "ipv6")
         links.add_address(device.index, IPv4Interface(f"{self._gateway()}/32"))
@@ -425,7 +425,7 @@ class Host:
 
     def take_down(self, name: str) -> None:
         """An interface that is nobody's any more: ours is deleted, a given one goes back as it was."""
-        link = links.links().get(name)
+        link = links.link(name)
         if link is None:
             return
         ours = mark.read(link.alias)
@@ -446,7 +446,7 @@ class Host:
             if value is not None:
                 links.set_conf(name, conf, value, family)
         links.set_noarp(link.index, before["noarp"])
-        links.set_link(link.index, ifalias=before["alias"])
+        links.set_link(link.index, alias=before["alias"])
         if before["up"]:
             links.set_link(link.index, state="up")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +16,18 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from vfr.errors import KernelError
 from vfr.instance import NETNS
+from vfr.kernel import rtnl
+from vfr.kernel.rtnl import Rtnl, attr, nest
 
 IFF_UP, IFF_NOARP = 0x1, 0x80
-_SCOPE_LINK, _ONLINK = 253, 4
+_SCOPE_LINK, _SCOPE_UNIVERSE, _ONLINK = 253, 0, 4
+_MAIN, _LONGEST = 254, 15
+# Attributes of interfaces, addresses and routes, by their numbers in the kernel's if_link.h and others.
+_ADDRESS, _NAME, _MTU, _MASTER, _KINDS, _ALIAS, _GROUP, _NET_NS_FD, _EXT_MASK = 1, 3, 4, 10, 18, 20, 27, 28, 29
+_TX_QUEUES, _RX_QUEUES, _XDP, _XDP_ATTACHED, _KIND, _KIND_DATA, _VETH_PEER = 31, 32, 43, 2, 1, 2, 1
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_DST, _OIF, _GATEWAY, _PREFSRC = 1, 4, 5, 7
+_SKIP_STATS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +44,12 @@ class Link:
     alias: str
     master: int
     xdp: bool = False
+    group: int = 0
 
 
 @contextmanager
 def _netlink(operation: str, netns: str | None = None) -> Iterator[Any]:
+    """For what is asked for seldom."""
     try:
         with IPRoute(netns=netns) if netns else IPRoute() as ipr:
             yield ipr
@@ -45,38 +57,63 @@ def _netlink(operation: str, netns: str | None = None) -> Iterator[Any]:
         raise KernelError(operation, error.code) from None
 
 
-def _link(message: Any) -> Link:
-    info, xdp = message.get_attr("IFLA_LINKINFO"), message.get_attr("IFLA_XDP")
+def _number(raw: bytes | None) -> int:
+    return int.from_bytes(raw or b"", "little")
+
+
+def _text(raw: bytes | None) -> str:
+    return (raw or b"").rstrip(b"\0").decode(errors="surrogateescape")
+
+
+def _link(raw: bytes) -> Link:
+    index, flags, said = rtnl.of_link(raw)
     return Link(
-        index=message["index"],
-        name=message.get_attr("IFLA_IFNAME"),
-        up=bool(message["flags"] & IFF_UP),
-        noarp=bool(message["flags"] & IFF_NOARP),
-        mac=message.get_attr("IFLA_ADDRESS") or "",
-        mtu=message.get_attr("IFLA_MTU"),
-        kind=(info.get_attr("IFLA_INFO_KIND") if info else "") or "",
-        alias=message.get_attr("IFLA_IFALIAS") or "",
-        master=message.get_attr("IFLA_MASTER") or 0,
-        xdp=bool(xdp and xdp.get_attr("IFLA_XDP_ATTACHED")),
+        index=index,
+        name=_text(said[_NAME]),
+        up=bool(flags & IFF_UP),
+        noarp=bool(flags & IFF_NOARP),
+        mac=said.get(_ADDRESS, b"").hex(":"),
+        mtu=_number(said.get(_MTU)),
+        kind=_text(rtnl.attrs(said.get(_KINDS, b"")).get(_KIND)),
+        alias=_text(said.get(_ALIAS)),
+        master=_number(said.get(_MASTER)),
+        xdp=_number(rtnl.attrs(said.get(_XDP, b"")).get(_XDP_ATTACHED)) != 0,
+        group=_number(said.get(_GROUP)),
     )
 
 
 def links(netns: str | None = None) -> dict[str, Link]:
     """All interfaces by name."""
-    with _netlink("listing interfaces", netns) as ipr:
-        return {link.name: link for link in map(_link, ipr.get_links())}
+    with Rtnl("listing interfaces", netns) as kernel:
+        rows = kernel.dump(rtnl.GETLINK, rtnl.link(attr(_EXT_MASK, _SKIP_STATS)))
+    return {link.name: link for link in map(_link, rows)}
+
+
+def link(name: str, netns: str | None = None) -> Link | None:
+    """One interface, None if there is none of the name. Another name that `ip link property` gave it does not count."""
+    if not 1 <= len(name) <= _LONGEST:
+        return None
+    with Rtnl(f"looking for the interface {name}", netns) as kernel:
+        raw = kernel.get(rtnl.GETLINK, rtnl.link(attr(_NAME, name), attr(_EXT_MASK, _SKIP_STATS)))
+    found = _link(raw) if raw is not None else None
+    return found if found and found.name == name else None
+
+
+def there(name: str) -> Link:
+    """One that is there. KernelError if it is not."""
+    found = link(name)
+    if found is None:
+        raise KernelError(f"looking for the interface {name}", errno.ENODEV)
+    return found
 
 
 def addresses() -> list[tuple[int, IPv4Interface]]:
     """(interface index, address with its subnet) of every IPv4 address here."""
-    with _netlink("listing addresses") as ipr:
-        return [
-            (
-                a["index"],
-                IPv4Interface(f"{a.get_attr('IFA_LOCAL') or a.get_attr('IFA_ADDRESS')}/{a['prefixlen']}"),
-            )
-            for a in ipr.get_addr(family=2)
-        ]
+    with Rtnl("listing addresses") as kernel:
+        rows = [rtnl.of_address(raw) for raw in kernel.dump(rtnl.GETADDR, rtnl.address(0, 0))]
+    return [
+        (index, IPv4Interface((said.get(_IFA_LOCAL) or said[_IFA_ADDRESS], prefix))) for index, prefix, said in rows
+    ]
 
 
 def default_route_interfaces() -> list[int]:
@@ -100,92 +137,159 @@ def way_to(address: IPv4Address) -> int | None:
 
 def routes_of(index: int) -> dict[IPv4Network, IPv4Address | None]:
     """The main table's routes out of an interface: destination -> preferred source."""
-    with _netlink("listing routes") as ipr:
-        found = {}
-        for r in ipr.get_routes(family=2, oif=index, table=254):
-            source = r.get_attr("RTA_PREFSRC")
-            net = IPv4Network(f"{r.get_attr('RTA_DST') or '0.0.0.0'}/{r['dst_len']}")
-            found[net] = IPv4Address(source) if source else None
-        return found
+    with Rtnl("listing routes") as kernel:
+        rows = [rtnl.of_route(raw) for raw in kernel.dump(rtnl.GETROUTE, rtnl.route(0, 0, kind=0, protocol=0))]
+    found = {}
+    for table, prefix, said in rows:
+        if table == _MAIN and _number(said.get(_OIF)) == index:
+            source = said.get(_PREFSRC)
+            found[IPv4Network((said.get(_DST, bytes(4)), prefix))] = IPv4Address(source) if source else None
+    return found
+
+
+def _mac(text: str) -> bytes:
+    return attr(_ADDRESS, bytes.fromhex(text.replace(":", "")))
+
+
+def veth(
+    name: str, peer: str, mac: str, peer_mac: str, mtu: int, group: int = 0, there: int | None = None
+) -> tuple[int, int, bytes]:
+    """The request for a veth pair, both ends down, the peer in the namespace whose descriptor `there` is, else here. One
+    queue each way: more are for XDP, and on a host of many CPUs an idle pair's would take hundreds of kilobytes."""
+    one = (attr(_MTU, mtu), attr(_TX_QUEUES, 1), attr(_RX_QUEUES, 1))
+    other = rtnl.link(attr(_NAME, peer), _mac(peer_mac), *one, *([attr(_NET_NS_FD, there)] if there is not None else []))
+    kind = nest(_KINDS, attr(_KIND, "veth"), nest(_KIND_DATA, nest(_VETH_PEER, other)))
+    body = rtnl.link(attr(_NAME, name), _mac(mac), *one, attr(_GROUP, group), kind)
+    return rtnl.NEWLINK, rtnl.CREATE | rtnl.EXCL, body
 
 
 def make_veth(
-    name: str, peer: str, netns: str | None, mac: str, peer_mac: str, mtu: int, path: Path | None = None
+    name: str, peer: str, netns: str | None, mac: str, peer_mac: str, mtu: int, path: Path | None = None, group: int = 0
 ) -> int:
     """A veth pair, both ends down, the peer in a namespace by name or by path (None: here). Its index here."""
-    there: dict[str, object] = {"ifname": peer, "address": peer_mac, "mtu": mtu}
-    if netns:
-        there["net_ns_fd"] = str(NETNS / netns)
-    elif path:
-        there["net_ns_fd"] = str(path)
-    with _netlink(f"making the interface {name} and its other end {peer}") as ipr:
-        ipr.link("add", ifname=name, kind="veth", address=mac, mtu=mtu, peer=there)
-        return int(ipr.link_lookup(ifname=name)[0])
+    operation = f"making the interface {name} and its other end {peer}"
+    where = NETNS / netns if netns else path
+    try:
+        handle = os.open(where, os.O_RDONLY | os.O_CLOEXEC) if where else None
+    except OSError as error:
+        raise KernelError(operation, error.errno or errno.EIO) from None
+    try:
+        with Rtnl(operation) as kernel:
+            kernel.do(*veth(name, peer, mac, peer_mac, mtu, group, handle))
+    finally:
+        if handle is not None:
+            os.close(handle)
+    return there(name).index
 
 
 def make_tap(name: str) -> int:
     """A persistent TAP. Its index."""
     with _netlink(f"making the TAP {name}") as ipr:
         ipr.link("add", ifname=name, kind="tuntap", mode="tap")
-        return int(ipr.link_lookup(ifname=name)[0])
+    return there(name).index
 
 
-def set_link(index: int, **what: object) -> None:
-    """Changes an interface: state="up", address, mtu, ifalias, ..."""
-    with _netlink(f"setting {', '.join(what)} of interface {index}") as ipr:
-        ipr.link("set", index=index, **what)
+def changed(
+    index: int,
+    *,
+    state: str | None = None,
+    noarp: bool | None = None,
+    mtu: int | None = None,
+    alias: str | None = None,
+    address: str | None = None,
+    group: int | None = None,
+) -> tuple[int, int, bytes]:
+    """The request to change an interface: state "up" or "down", MTU in bytes."""
+    flags = change = 0
+    if state is not None:
+        flags, change = flags | IFF_UP * (state == "up"), change | IFF_UP
+    if noarp is not None:
+        flags, change = flags | IFF_NOARP * noarp, change | IFF_NOARP
+    parts = [attr(_MTU, mtu)] if mtu is not None else []
+    parts += [attr(_ALIAS, alias.encode())] if alias is not None else []
+    parts += [_mac(address)] if address is not None else []
+    parts += [attr(_GROUP, group)] if group is not None else []
+    return rtnl.SETLINK, 0, rtnl.link(*parts, index=index, flags=flags, change=change)
+
+
+def set_link(index: int, **what: Any) -> None:
+    """Changes an interface, as `changed` has it."""
+    with Rtnl(f"setting {', '.join(what)} of interface {index}") as kernel:
+        kernel.do(*changed(index, **what))
 
 
 def set_noarp(index: int, on: bool) -> None:
     """Whether the host's stack does ARP on the interface."""
-    set_link(index, flags=IFF_NOARP if on else 0, change=IFF_NOARP)
+    set_link(index, noarp=on)
 
 
 def delete_link(name: str) -> None:
     """Removes an interface; fine if it is gone already."""
-    with _netlink(f"removing the interface {name}") as ipr:
-        for index in ipr.link_lookup(ifname=name):
-            try:
-                ipr.link("del", index=index)
-            except NetlinkError as error:
-                if error.code != errno.ENODEV:
-                    raise
+    with Rtnl(f"removing the interface {name}") as kernel:
+        kernel.do(rtnl.DELLINK, 0, rtnl.link(attr(_NAME, name)), fine=(errno.ENODEV,))
 
 
-def _ignoring_existing(call: Any, *args: object, **kwargs: object) -> None:
-    try:
-        call(*args, **kwargs)
-    except NetlinkError as error:
-        if error.code != errno.EEXIST:
-            raise
+def _new_address(index: int, address: IPv4Interface) -> tuple[int, int, bytes]:
+    own = address.ip.packed
+    body = rtnl.address(index, address.network.prefixlen, attr(_IFA_LOCAL, own), attr(_IFA_ADDRESS, own))
+    return rtnl.NEWADDR, rtnl.CREATE | rtnl.EXCL, body
 
 
 def add_address(index: int, address: IPv4Interface) -> None:
     """Gives an interface an address."""
-    with _netlink(f"giving interface {index} the address {address}") as ipr:
-        _ignoring_existing(ipr.addr, "add", index=index, address=str(address.ip), prefixlen=address.network.prefixlen)
+    with Rtnl(f"giving interface {index} the address {address}") as kernel:
+        kernel.do(*_new_address(index, address), fine=(errno.EEXIST,))
+
+
+def route_out(
+    index: int, net: IPv4Network, source: IPv4Address | None = None, gateway: IPv4Address | None = None
+) -> tuple[int, int, bytes]:
+    """The request for a route out of an interface: straight, or by a gateway."""
+    parts = [attr(_DST, net.network_address.packed)] if net.prefixlen else []
+    parts += [attr(_PREFSRC, source.packed)] if source else []
+    parts += [attr(_GATEWAY, gateway.packed)] if gateway else []
+    scope = _SCOPE_UNIVERSE if gateway else _SCOPE_LINK
+    return rtnl.NEWROUTE, rtnl.CREATE | rtnl.REPLACE, rtnl.route(net.prefixlen, scope, *parts, attr(_OIF, index))
+
+
+def no_route(index: int, net: IPv4Network) -> tuple[int, int, bytes]:
+    """The request to remove a route straight out of an interface."""
+    body = rtnl.route(net.prefixlen, _SCOPE_LINK, attr(_DST, net.network_address.packed), attr(_OIF, index), protocol=0)
+    return rtnl.DELROUTE, 0, body
 
 
 def replace_route(index: int, net: IPv4Network, source: IPv4Address) -> None:
     """A route straight out of an interface, with a preferred source address."""
-    with _netlink(f"routing {net}") as ipr:
-        ipr.route("replace", dst=str(net), oif=index, prefsrc=str(source), scope=_SCOPE_LINK)
+    with Rtnl(f"routing {net}") as kernel:
+        kernel.do(*route_out(index, net, source))
 
 
 def delete_route(index: int, net: IPv4Network) -> None:
     """Removes such a route."""
-    with _netlink(f"removing the route to {net}") as ipr:
-        ipr.route("del", dst=str(net), oif=index, scope=_SCOPE_LINK)
+    with Rtnl(f"removing the route to {net}") as kernel:
+        kernel.do(*no_route(index, net))
+
+
+def guest_requests(index: int, address: IPv4Address, gateway: IPv4Address) -> list[tuple[int, int, bytes]]:
+    """The requests inside a guest's namespace: the address, up, and the way out through the gateway."""
+    return [
+        _new_address(index, IPv4Interface(address)),
+        changed(index, state="up"),
+        route_out(index, IPv4Network(gateway)),
+        route_out(index, IPv4Network("0.0.0.0/0"), gateway=gateway),
+    ]
 
 
 def configure_guest(netns: str, name: str, address: IPv4Address, gateway: IPv4Address) -> None:
     """Inside a namespace: the address, the way out through the gateway, and up."""
-    with _netlink(f"configuring {name} in {netns}", netns) as ipr:
-        index = ipr.link_lookup(ifname=name)[0]
-        _ignoring_existing(ipr.addr, "add", index=index, address=str(address), prefixlen=32)
-        ipr.link("set", index=index, state="up")
-        ipr.route("replace", dst=f"{gateway}/32", oif=index, scope=_SCOPE_LINK)
-        ipr.route("replace", dst="0.0.0.0/0", gateway=str(gateway), oif=index)
+    operation = f"configuring {name} in {netns}"
+    with Rtnl(operation, netns) as kernel:
+        raw = kernel.get(rtnl.GETLINK, rtnl.link(attr(_NAME, name)))
+        if raw is None:
+            raise KernelError(operation, errno.ENODEV)
+        for number in kernel.ask_each(guest_requests(_link(raw).index, address, gateway)):
+            if number not in (0, errno.EEXIST):
+                raise KernelError(operation, number)
 
 
 def configure_return(netns: str, name: str, gateway: str, mtu: int) -> None:

@@ -125,7 +125,7 @@ def _filters(interface: str, way: str) -> list[tuple[str, int]]:
 
 def hook(interface: str, program: int) -> Hook | None:
     """What runs on an interface, where `program` is the descriptor of ours; None if there is no such interface."""
-    link = links.links().get(interface)
+    link = links.link(interface)
     if link is None:
         return None
     own = bpf.object_id(program)
