@@ -133,14 +133,7 @@ def wanted(contents: Contents) -> Wanted:
         vifs.append(Vif(DOM0_ID, "dom0", DOM0_VIF, DOM0_DEVICE, None, GATEWAY, mac, 0, low, 0, DOM0_LIMITS))
     vifs += [_vif(d, present, contents.dhcp) for d in contents.domains if d.saved is None]
     ways = forwards.ways(contents, up is not None)
-    guard = Guard(
-        tuple(sorted([SORTER, *(v.interface for v in vifs)])),
-        POOL,
-        GATEWAY,
-        up.name if up else None,
-        up.address if up else None,
-        ways,
-    )
+    guard = Guard(POOL, GATEWAY, up.name if up else None, up.address if up else None, ways)
     return Wanted(
         vifs=tuple(vifs),
         config=config,

@@ -2,6 +2,9 @@
 
 Two tables of our own, `inet vfr` and `arp vfr`, written in one transaction; nobody else's are touched.
 While the fastpath is in place the net costs nothing, since no frame of a VIF ever gets this far.
+
+VIFs are known to it by their interface group, which they are made with: so it stays as it is when domains come and go, and
+no interface is ever there before its name is on a list.
 """
 
 from __future__ import annotations
@@ -17,13 +20,14 @@ from vfr.errors import KernelError
 from vfr.forwards import Way
 
 _TABLES = ("inet vfr", "arp vfr")
+GROUP = 0x564652  # "VFR": all VIFs and the sorter
+LEAVING = GROUP + 1  # those that are about to be deleted, all of the group at once
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
     """What the tables are to say."""
 
-    vifs: tuple[str, ...]
     pool: IPv4Network
     gateway: IPv4Address
     uplink: str | None = None
@@ -40,10 +44,6 @@ def _replace() -> Iterable[str]:
     for table in _TABLES:
         yield f"add table {table}"
         yield f"delete table {table}"
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(f'"{name}"' for name in names)
 
 
 def _redirect(way: Way, outside: IPv4Address | None) -> str:
@@ -67,7 +67,7 @@ def _inet(guard: Guard) -> str:
     return f"""table inet vfr {{
   chain from_vifs {{
     type filter hook prerouting priority -400; policy accept;
-    iifname {{ {_quoted(guard.vifs)} }} drop
+    iifgroup {{ {GROUP}, {LEAVING} }} drop
   }}
   chain to_lan {{
     type filter hook postrouting priority 300; policy accept;
@@ -89,7 +89,7 @@ def _arp(guard: Guard) -> str:
     return f"""table arp vfr {{
   chain from_vifs {{
     type filter hook input priority 0; policy accept;
-    iifname {{ {_quoted(guard.vifs)} }} drop
+    iifgroup {{ {GROUP}, {LEAVING} }} drop
   }}
   chain to_lan {{
     type filter hook output priority 0; policy accept;

@@ -123,6 +123,7 @@ class Host:
         hardened = (
             owner is not None
             and link.noarp
+            and link.group == guard.GROUP
             and all(
                 links.get_conf(link.name, name, family) in (value, None) for (family, name), value in HARDENING.items()
             )
@@ -351,9 +352,11 @@ class Host:
         if vif.kind == "tap":
             links.make_tap(vif.interface)
         elif vif.kind == "dom0":
-            links.make_veth(vif.interface, vif.device, None, GATEWAY_MAC, vif.mac, mtu)
+            links.make_veth(vif.interface, vif.device, None, GATEWAY_MAC, vif.mac, mtu, group=guard.GROUP)
         else:
-            links.make_veth(vif.interface, "eth0", vif.netns, GATEWAY_MAC, vif.guest.mac or vif.mac, mtu)
+            links.make_veth(
+                vif.interface, "eth0", vif.netns, GATEWAY_MAC, vif.guest.mac or vif.mac, mtu, group=guard.GROUP
+            )
 
     def _harden(self, vif: Vif, link: links.Link) -> None:
         self._step(f"{vif.interface}: nothing for the host's stack")
@@ -366,7 +369,7 @@ class Host:
 
     @staticmethod
     def _harden_link(name: str, index: int) -> None:
-        links.set_noarp(index, True)
+        links.set_link(index, noarp=True, group=guard.GROUP)
         for (family, conf), value in HARDENING.items():
             links.set_conf(name, conf, value, family)
 
@@ -374,7 +377,7 @@ class Host:
     def _memory(link: links.Link) -> str:
         """What a given device was like, kept in its own alias so that it goes where the device goes."""
         conf = {f"{f}.{n}": links.get_conf(link.name, n, f) for f, n in HARDENING}
-        return json.dumps({"up": link.up, "noarp": link.noarp, "conf": conf, "alias": link.alias})
+        return json.dumps({"up": link.up, "noarp": link.noarp, "group": link.group, "conf": conf, "alias": link.alias})
 
     def _enter(self, vif: Vif, link: links.Link) -> None:
         """The rows, in the order in which nothing points to what is not there yet."""
@@ -445,7 +448,7 @@ class Host:
             family, _, conf = key.partition(".")
             if value is not None:
                 links.set_conf(name, conf, value, family)
-        links.set_noarp(link.index, before["noarp"])
+        links.set_link(link.index, noarp=before["noarp"], group=before.get("group", 0))
         links.set_link(link.index, alias=before["alias"])
         if before["up"]:
             links.set_link(link.index, state="up")

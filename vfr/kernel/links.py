@@ -157,7 +157,9 @@ def veth(
     """The request for a veth pair, both ends down, the peer in the namespace whose descriptor `there` is, else here. One
     queue each way: more are for XDP, and on a host of many CPUs an idle pair's would take hundreds of kilobytes."""
     one = (attr(_MTU, mtu), attr(_TX_QUEUES, 1), attr(_RX_QUEUES, 1))
-    other = rtnl.link(attr(_NAME, peer), _mac(peer_mac), *one, *([attr(_NET_NS_FD, there)] if there is not None else []))
+    other = rtnl.link(
+        attr(_NAME, peer), _mac(peer_mac), *one, *([attr(_NET_NS_FD, there)] if there is not None else [])
+    )
     kind = nest(_KINDS, attr(_KIND, "veth"), nest(_KIND_DATA, nest(_VETH_PEER, other)))
     body = rtnl.link(attr(_NAME, name), _mac(mac), *one, attr(_GROUP, group), kind)
     return rtnl.NEWLINK, rtnl.CREATE | rtnl.EXCL, body
@@ -216,11 +218,6 @@ def set_link(index: int, **what: Any) -> None:
     """Changes an interface, as `changed` has it."""
     with Rtnl(f"setting {', '.join(what)} of interface {index}") as kernel:
         kernel.do(*changed(index, **what))
-
-
-def set_noarp(index: int, on: bool) -> None:
-    """Whether the host's stack does ARP on the interface."""
-    set_link(index, noarp=on)
 
 
 def delete_link(name: str) -> None:
