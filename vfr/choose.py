@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Container
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from ipaddress import AddressValueError, IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vfr import instance as instances
+from vfr._abi import Limit
 from vfr.errors import ConflictError, UsageError, VfrError
 from vfr.forwards import FORWARD_BASE, POOL
-from vfr.registry import Contents, Nat
+from vfr.registry import Contents, Domain, Nat, Rules, Seat
 from vfr.view import GuestWords
-
-if TYPE_CHECKING:
-    from vfr.kernel.links import Link
 
 GATEWAY = IPv4Address("169.254.1.0")
 NAT_PORTS = (16384, 32767)
@@ -29,6 +27,7 @@ FORWARDS = (2, 19)
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 _NEVER = tuple(IPv4Network(n) for n in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "240.0.0.0/4"))
 _LINK_LOCAL = IPv4Network("169.254.0.0/16")
+_POOL_HOSTS = tuple(POOL.hosts())[1:]
 
 
 def netns_names() -> list[str]:
@@ -133,47 +132,96 @@ def no_such(name: str, contents: Contents) -> VfrError:
     return VfrError(f"there is no domain {name!r}; there are: {have}")
 
 
+@dataclass(slots=True)
+class Taken:
+    """What domains have that no other can have."""
+
+    names: dict[str, int]  # whose slot is which
+    homes: dict[str, str]  # namespace -> whose it is
+    interfaces: set[str]
+    addresses: dict[IPv4Address, str]
+    macs: dict[str, str]
+    slots: set[int]
+    _lowest: int = 1  # there is no free slot below
+
+    @classmethod
+    def of(cls, domains: Iterable[Domain | Seat]) -> Taken:
+        made = cls({}, {}, set(), {}, {}, set())
+        for d in domains:
+            made.add(d)
+        return made
+
+    def add(self, d: Domain | Seat) -> None:
+        self.names[d.name] = d.slot
+        self.interfaces.add(d.interface)
+        self.slots.add(d.slot)
+        self.addresses[d.address], self.macs[d.mac] = d.name, d.name
+        if d.netns is not None:
+            self.homes[d.netns] = d.name
+
+    def free_slot(self) -> int:
+        """The lowest. ConflictError if there is none."""
+        slot = next((s for s in range(self._lowest, Limit.SLOTS) if s not in self.slots), None)
+        if slot is None:
+            raise ConflictError(f"this router has {Limit.SLOTS - 1} domains, which is all it has room for")
+        self._lowest = slot
+        return slot
+
+
+def is_there(name: str) -> ConflictError:
+    return ConflictError(f"there is a domain {name!r} already; choose another name, or remove it first")
+
+
+def is_defined(name: str, rules: Rules) -> ConflictError:
+    return ConflictError(f"{name!r} is a group or set of {rules.file}; choose another name")
+
+
 def check_place(
-    kind: str, where: str, interface: str, before: Contents, present: dict[str, Link], left: Container[str | None]
+    kind: str,
+    where: str,
+    interface: str,
+    taken: Taken,
+    nat: Nat | None,
+    present: Container[str],
+    left: Container[str | None],
 ) -> None:
-    """Where the domain is to hang must be there (netns, device) or not be there yet (tap, our VIF). `left` are the
-    namespaces that others leave."""
+    """Where the domain is to hang must be there (netns, device) or not be there yet (tap, our VIF). `present` are the
+    interfaces here, `left` the namespaces that others leave."""
     if kind == "netns":
-        check_netns(where, before, where in left)
-    if any(d.interface == interface for d in before.domains):
+        check_netns(where, taken, where in left)
+    if interface in taken.interfaces:
         raise ConflictError(f"the interface {interface} belongs to another domain; choose another")
     if kind == "device":
-        check_device(where, before, present)
+        check_device(where, nat)
     elif not re.fullmatch(r"[A-Za-z0-9._-]{1,15}", interface):
         raise UsageError(f"{interface!r} cannot be an interface's name: up to 15 letters, digits, '.', '_', '-'")
     elif interface in present:
         raise ConflictError(f"there is an interface {interface} already, which is not ours; rename or remove it")
 
 
-def check_netns(name: str, before: Contents, is_left: bool) -> None:
+def check_netns(name: str, taken: Taken, is_left: bool) -> None:
     from vfr.kernel import links
 
-    if name not in netns_names():
+    if "/" in name or not (instances.NETNS / name).is_file():
         have = ", ".join(netns_names()) or "none"
         raise UsageError(
             f"there is no network namespace {name!r}; make it with `ip netns add {name}` (there are: {have})"
         )
-    for d in before.domains:
-        if d.netns == name:
-            raise ConflictError(f"the namespace {name!r} belongs to the domain {d.name!r}; choose another")
-    if instances.current().netns == name:
+    if name in taken.homes:
+        raise ConflictError(f"the namespace {name!r} belongs to the domain {taken.homes[name]!r}; choose another")
+    if instances.is_current(name):
         raise UsageError(f"the namespace {name!r} is domain 0's own; choose another")
     if not is_left and links.link("eth0", name) is not None:
         raise ConflictError(f"the namespace {name!r} has an eth0 already; rename or remove that one")
 
 
-def check_device(name: str, before: Contents, present: dict[str, Link]) -> None:
+def check_device(name: str, nat: Nat | None) -> None:
     from vfr.kernel import links
 
-    link = present.get(name)
+    link = links.link(name)
     if link is None:
-        raise UsageError(f"there is no interface {name!r} here (there are: {', '.join(sorted(present))})")
-    if name in ("lo", "vfr0", "vif0", "vfr-sorter") or (before.nat and before.nat.uplink == name):
+        raise UsageError(f"there is no interface {name!r} here (there are: {', '.join(sorted(links.links()))})")
+    if name in ("lo", "vfr0", "vif0", "vfr-sorter") or (nat and nat.uplink == name):
         raise ConflictError(f"the interface {name} is the host's own; a domain needs one for itself")
     if link.master:
         raise ConflictError(
@@ -184,19 +232,23 @@ def check_device(name: str, before: Contents, present: dict[str, Link]) -> None:
         raise ConflictError(f"the interface {name} has the address {own[0]} of the host; remove it with `ip addr del`")
 
 
-def choose_address(given: str | IPv4Address | None, before: Contents) -> IPv4Address:
-    taken = {d.address: d.name for d in before.domains}
+def choose_address(
+    given: str | IPv4Address | None,
+    taken: Mapping[IPv4Address, str],
+    hosts: Callable[[], Sequence[tuple[int, IPv4Interface]]] | None = None,
+) -> IPv4Address:
+    """`hosts` are the host's own addresses, if they are not to be asked for anew."""
     if given is None:
-        for address in list(POOL.hosts())[1:]:
-            if address not in taken:
-                return address
+        free = next((a for a in _POOL_HOSTS if a not in taken), None)
+        if free is not None:
+            return free
         raise ConflictError(f"no address of {POOL} is free; give one with --address, from any other range")
     address = as_address(given)
     check_unicast(address)
     if address in taken:
         raise ConflictError(f"{address} belongs to the domain {taken[address]!r}; choose another")
     if address not in POOL:
-        check_not_the_hosts(address)
+        check_not_the_hosts(address, hosts)
     return address
 
 
@@ -233,19 +285,22 @@ def _guest_gateway(given: str | IPv4Address) -> IPv4Address | None:
     return gateway if gateway != GATEWAY else None
 
 
-def check_not_the_hosts(address: IPv4Address) -> None:
+def check_not_the_hosts(
+    address: IPv4Address, hosts: Callable[[], Sequence[tuple[int, IPv4Interface]]] | None = None
+) -> None:
     from vfr.kernel import links
 
-    names = {link.index: link.name for link in links.links().values()}
-    for index, own in links.addresses():
+    def name(index: int) -> str:
+        return next((link.name for link in links.links().values() if link.index == index), "an interface")
+
+    for index, own in (hosts or links.addresses)():
         if address == own.ip:
-            raise ConflictError(f"{address} is the host's own, on {names.get(index)}; choose another")
+            raise ConflictError(f"{address} is the host's own, on {name(index)}; choose another")
         if address in own.network and own.network.prefixlen < 32:
-            raise ConflictError(f"{address} lies in {own.network}, the network on {names.get(index)}; choose another")
+            raise ConflictError(f"{address} lies in {own.network}, the network on {name(index)}; choose another")
 
 
-def choose_mac(given: str | None, name: str, before: Contents) -> str:
-    taken = {d.mac: d.name for d in before.domains}
+def choose_mac(given: str | None, name: str, taken: Mapping[str, str]) -> str:
     if given is not None:
         mac = check_mac(given)
         if mac in taken:
@@ -258,23 +313,42 @@ def choose_mac(given: str | None, name: str, before: Contents) -> str:
 def free_block(before: Contents) -> tuple[int, int]:
     """A domain's own outside ports: the first block of the range that nobody has had, else the one that was
     given back longest ago. Who on the LAN still speaks to a former tenant is not to meet the next."""
-    low, high = before.nat.ports if before.nat else NAT_PORTS
-    size = before.nat.ports_per_domain if before.nat else PORTS_PER_DOMAIN
-    held = {d.port_low for d in before.domains}
-    free = [start for start in range(low, high - size + 2, size) if start not in held]
-    if free:
-        return min(free, key=lambda start: returned_at(before, start, size)), size
-    raise ConflictError(
-        f"all {len(held)} blocks of {size} ports in {low}-{high} are given away; remove a domain, or start anew with"
-        " fewer --ports-per-domain or a wider range in --ports"
-    )
+    return Blocks(before, {d.port_low for d in before.domains}).take()
 
 
-def returned_at(before: Contents, start: int, size: int) -> int:
-    """When a port of the block was last given back: a place in the order of returns, 0 if none ever was. Blocks
-    may have been of another size then."""
-    met = [n for n, (low, count) in enumerate(before.returned, 1) if low < start + size and start < low + count]
-    return max(met, default=0)
+class Blocks:
+    """The blocks of outside ports that nobody has, in the order in which they are given away."""
+
+    def __init__(self, before: Contents, held: Set[int]) -> None:
+        """`held` are the lowest ports of those that somebody has."""
+        self._range = before.nat.ports if before.nat else NAT_PORTS
+        self._size = before.nat.ports_per_domain if before.nat else PORTS_PER_DOMAIN
+        self._held = len(held)
+        low, high = self._range
+        returned_at = self._returned_at(before.returned)
+        free = (start for start in range(low, high - self._size + 2, self._size) if start not in held)
+        self._free = deque(sorted(free, key=lambda start: returned_at.get(start, 0)))
+
+    def _returned_at(self, returned: Sequence[tuple[int, int]]) -> dict[int, int]:
+        """Lowest port of a block -> when a port of it was last given back: a place in the order of returns. Blocks may
+        have been of another size then."""
+        (first, _), size = self._range, self._size
+        return {
+            first + number * size: n
+            for n, (low, count) in enumerate(returned, 1)
+            for number in range(max(low - first, 0) // size, (low + count - 1 - first) // size + 1)
+        }
+
+    def take(self) -> tuple[int, int]:
+        """(lowest port, number of ports) of the next one. ConflictError if there is none."""
+        if self._free:
+            self._held += 1
+            return self._free.popleft(), self._size
+        low, high = self._range
+        raise ConflictError(
+            f"all {self._held} blocks of {self._size} ports in {low}-{high} are given away; remove a domain, or start"
+            " anew with fewer --ports-per-domain or a wider range in --ports"
+        )
 
 
 def uplink_has(nat: Nat) -> bool:

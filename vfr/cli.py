@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,8 +16,10 @@ from typing import Annotated, Any
 import typer
 
 from vfr import flows as flowing
+from vfr import naming
 from vfr import rates as rating
 from vfr import top as topping
+from vfr.bursts import Outcome
 from vfr.confirming import seconds
 from vfr.doctor import has_problem
 from vfr.errors import ConflictError, UsageError, VfrError
@@ -207,7 +209,7 @@ def _rates(
 
 @domain.command("add")
 def domain_add(
-    name: Annotated[str, typer.Argument(help="The domain's name.")],
+    names: Annotated[list[str] | None, typer.Argument(help="The domain's name; or several names.")] = None,
     netns: Annotated[str | None, typer.Option(help="A network namespace: its eth0 is made.")] = None,
     tap: Annotated[str | None, typer.Option(help="A TAP of this name is made.")] = None,
     device: Annotated[str | None, typer.Option(help="An interface that is there.")] = None,
@@ -221,22 +223,88 @@ def domain_add(
     pps: Pps = None,
     pps_in: PpsIn = None,
     burst: Burst = None,
+    from_: Annotated[
+        Path | None, typer.Option("--from", help="A file, or -, with a line each: NAME netns N [address A] ...")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Add a guest."""
+    """Add a guest. Of several, each by itself: one that cannot be added leaves the others. With --netns and --tap a %
+    stands for the guest's name then."""
     guest = {"guest_address": guest_address, "guest_mac": guest_mac, "guest_gateway": guest_gateway}
     place = {"netns": netns, "tap": tap, "device": device, "address": address, "mac": mac}
     rates = _rates(rate, rate_in, pps, pps_in, burst)
+    if from_ or len(names or ()) > 1:
+        _add_many(names or [], from_, netns, tap, (device, address, mac, *guest.values()), rates, json)
+        return
+    if not names:
+        raise UsageError("name a domain, or say --from FILE")
+    name = names[0]
     with Router() as router:
         _domain(router.add_domain(name, **place, **guest, limits=rates), json)
 
 
 @domain.command("remove")
-def domain_remove(names: Annotated[list[str], typer.Argument(help="Names of domains.")], json: Json = False) -> None:
-    """Remove guests."""
+def domain_remove(
+    names: Annotated[list[str] | None, typer.Argument(help="Names of domains.")] = None,
+    from_: Annotated[
+        Path | None, typer.Option("--from", help="A file, or -, with a name at each line's start.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Remove guests. Of several, each by itself: one that cannot be removed leaves the others."""
+    wanted = [*(names or []), *(naming.names_in(from_) if from_ else ())]
+    if not wanted:
+        raise UsageError("name a domain, or say --from FILE")
     with Router() as router:
-        router.remove_domain(*names)
-    _show({"removed": names}, json, lambda _: print(f"removed {', '.join(names)}"))
+        if len(wanted) == 1:
+            router.remove_domain(*wanted)
+            failed = {}
+        else:
+            failed = {o.name: o.error for o in router.remove_domains(wanted, _tell_failed) if o.error}
+    removed = [name for name in wanted if name not in failed]
+    said = {"removed": removed, "failed": failed} if failed else {"removed": removed}
+    if removed or json:
+        _show(said, json, lambda _: print(f"removed {', '.join(removed)}"))
+    _end(failed)
+
+
+def _tell_failed(outcome: Outcome) -> None:
+    """Errors are told as they come, where errors go."""
+    if outcome.error:
+        print(f"vfr: {outcome.name}: {outcome.error}", file=sys.stderr, flush=True)
+
+
+def _end(failed: Collection[object]) -> None:
+    if failed:
+        raise typer.Exit(1)
+
+
+def _add_many(
+    names: Sequence[str],
+    file: Path | None,
+    netns: str | None,
+    tap: str | None,
+    others: Sequence[object],
+    limits: Mapping[str, int],
+    as_json: bool,
+) -> None:
+    if file and (names or limits or any(other is not None for other in (netns, tap, *others))):
+        raise UsageError("with --from, names and all that is said of them stand in the file")
+    lines, wrong = naming.domain_lines(file) if file else (naming.by_pattern(names, netns, tap, others, limits), [])
+    outcomes = [Outcome(text, None, error, 0.0) for text, error in wrong]
+
+    def told(outcome: Outcome) -> None:
+        _tell_failed(outcome)
+        if not outcome.error and not as_json:
+            print(f"{outcome.name}: {outcome.address}", flush=True)
+
+    for outcome in outcomes:
+        told(outcome)
+    with Router() as router:
+        outcomes += router.add_domains(lines, told)
+    if as_json:
+        print(json.dumps([{k: v for k, v in asdict(o).items() if k != "seconds"} for o in outcomes], indent=2))
+    _end([o for o in outcomes if o.error])
 
 
 @domain.command("list")

@@ -10,6 +10,7 @@ told by pid 1, or where a sandbox hides that, by the outermost ancestor that can
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,11 @@ class Instance:
     @property
     def lock(self) -> Path:
         return self.runtime / "lock"
+
+    @property
+    def unfinished(self) -> Path:
+        """There while a command changes things, and after one that died: then what is there may be half made."""
+        return self.runtime / "unfinished"
 
     @property
     def sorter(self) -> Path:
@@ -85,13 +91,24 @@ def netns_inode(name: str) -> int | None:
         return None
 
 
+def _name_of(namespace: tuple[int, int]) -> str | None:
+    """The first of a network namespace's names; there may be thousands of others."""
+    with suppress(FileNotFoundError):
+        return next((path.name for path in sorted(NETNS.iterdir()) if _identity(path) == namespace), None)
+    return None
+
+
+def is_current(name: str) -> bool:
+    """Whether the namespace of this name is the one that this process is in."""
+    return _identity(NETNS / name) == _identity(Path("/proc/self/ns/net"))
+
+
 def current() -> Instance:
     """The VFR of the network namespace this process is in. UsageError if that has no name."""
     ours = _identity(Path("/proc/self/ns/net"))
-    for path in sorted(NETNS.iterdir()) if NETNS.is_dir() else []:
-        if _identity(path) == ours:
-            base = Path("/run/vfr/netns") / path.name
-            return Instance(path.name, base, base)
+    if (name := _name_of(ours)) is not None:
+        base = Path("/run/vfr/netns") / name
+        return Instance(name, base, base)
     if ours == _identity(Path(f"/proc/{home_process()}/ns/net")):
         return Instance(None, Path("/var/lib/vfr"), Path("/run/vfr"))
     raise UsageError(

@@ -20,6 +20,7 @@ from vfr import saved as files
 from vfr._abi import Limit
 from vfr.choose import (
     GATEWAY,
+    Taken,
     check_name,
     check_place,
     choose_address,
@@ -122,18 +123,14 @@ def _arrived(saved: Saved, before: Contents, next_id: int, place: Place, with_se
     check_name(d.name)
     if before.rules and d.name in before.rules.defined:
         raise ConflictError(f"{d.name!r} is a group or set of {before.rules.file}; rename that")
-    taken = {o.slot for o in before.domains}
-    slot = d.slot if 0 < d.slot < Limit.SLOTS and d.slot not in taken else None
-    if slot is None:
-        slot = next((s for s in range(1, Limit.SLOTS) if s not in taken), None)
-    if slot is None:
-        raise ConflictError(f"this router has {Limit.SLOTS - 1} domains, which is all it has room for")
+    taken = Taken.of(before.domains)
+    slot = d.slot if 0 < d.slot < Limit.SLOTS and d.slot not in taken.slots else taken.free_slot()
     low, count = _block(saved, before) if with_sessions else free_block(before)
     return replace(
         place.of(d),
         id=max([next_id, 2, *(o.id + 1 for o in before.domains)]),
-        address=choose_address(d.address, before),
-        mac=choose_mac(d.mac, d.name, before),
+        address=choose_address(d.address, taken.addresses),
+        mac=choose_mac(d.mac, d.name, taken.macs),
         guest=choose_guest(d.guest.address, d.guest.mac, d.guest.gateway, before),
         slot=slot,
         port_low=low,
@@ -191,11 +188,11 @@ def check_hang(d: Domain, place: Place, before: Contents) -> Domain:
     from vfr.kernel import links
 
     moved = place.of(d)
-    others = replace(before, domains=tuple(o for o in before.domains if o.id != d.id))
+    taken = Taken.of(o for o in before.domains if o.id != d.id)
     where = moved.netns if moved.kind == "netns" else moved.interface
     if where is None:
         raise UsageError(f"it is not said where {d.name!r} is to hang; give --netns, --tap or --device")
-    check_place(moved.kind, where, moved.interface, others, links.links(), ())
+    check_place(moved.kind, where, moved.interface, taken, before.nat, links.links(), ())
     return moved
 
 

@@ -11,12 +11,12 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vfr.errors import RegistryError
 from vfr.policy.language import ForwardRule
@@ -101,6 +101,18 @@ class Domain:
     guest: GuestWords = field(default_factory=GuestWords)
     saved: str | None = None
     dhcp: DhcpWords = field(default_factory=DhcpWords)
+
+
+class Seat(NamedTuple):
+    """What a domain has that no other can have."""
+
+    name: str
+    netns: str | None
+    interface: str
+    address: IPv4Address
+    mac: str
+    slot: int
+    port_low: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,14 +295,46 @@ class Registry:
 
     def read(self) -> Contents:
         """Everything, as of one moment."""
+        return replace(self.settings(), domains=self._domains("1"))
+
+    def named(self, names: Sequence[str]) -> tuple[Domain, ...]:
+        """The domains of these names, in the order they were added, without those that there are not."""
+        return self._domains(f"name IN ({', '.join('?' * len(names))})", *names)
+
+    def _domains(self, which: str, *values: str) -> tuple[Domain, ...]:
+        columns = self._columns()
         try:
-            rows = self._db.execute(f"SELECT {', '.join(self._columns())} FROM domains ORDER BY id").fetchall()
+            question = f"SELECT {', '.join(columns)} FROM domains WHERE {which} ORDER BY id"
+            rows = self._db.execute(question, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._broken(error) from None
+        return tuple(domain_of(dict(zip(columns, row, strict=True))) for row in rows)
+
+    def seats(self) -> list[Seat]:
+        """What each domain has that no other can have."""
+        try:
+            rows = self._db.execute(f"SELECT {', '.join(Seat._fields)} FROM domains").fetchall()
+        except sqlite3.Error as error:
+            raise self._broken(error) from None
+        return [Seat(name, netns, port, IPv4Address(own), *rest) for name, netns, port, own, *rest in rows]
+
+    def count(self) -> int:
+        """How many domains there are."""
+        return int(self._db.execute("SELECT COUNT(*) FROM domains").fetchone()[0])
+
+    def changes_by_others(self) -> int:
+        """A number that is another one when another connection has written since."""
+        return int(self._db.execute("PRAGMA data_version").fetchone()[0])
+
+    def settings(self) -> Contents:
+        """Everything but the domains."""
+        try:
             settings = dict(self._db.execute("SELECT name, value FROM settings").fetchall())
             returned = self._returned()
         except sqlite3.Error as error:
             raise self._broken(error) from None
         return Contents(
-            tuple(domain_of(dict(zip(self._columns(), row, strict=True))) for row in rows),
+            (),
             _nat(json.loads(settings["nat"])) if "nat" in settings else None,
             _rules(json.loads(settings["rules"])) if "rules" in settings else None,
             Timers(**json.loads(settings["timers"])) if "timers" in settings else Timers(),
@@ -318,7 +362,14 @@ class Registry:
         self._db.execute("DELETE FROM settings")
         self._db.execute("DELETE FROM returned")
         self._db.executemany("INSERT INTO returned (port_low, port_count) VALUES (?, ?)", wanted.returned)
-        for d in wanted.domains:
+        self.add(wanted.domains)
+        for name in ("nat", "rules", "timers", "pending", "dhcp"):
+            if (value := getattr(wanted, name)) is not None:
+                self._db.execute("INSERT INTO settings VALUES (?, ?)", (name, _text(value)))
+
+    def add(self, domains: Iterable[Domain]) -> None:
+        """More domains, which carry their ids already. Inside a transaction."""
+        for d in domains:
             guest = {name: str(value) for name, value in asdict(d.guest).items() if value is not None}
             texts = {"limits": json.dumps(asdict(d.limits)), "guest": json.dumps(guest)}
             texts["dhcp"] = json.dumps(d.dhcp.said(), default=str)
@@ -326,9 +377,13 @@ class Registry:
             names = ", ".join(row)
             marks = ", ".join(f":{name}" for name in row)
             self._db.execute(f"INSERT INTO domains ({names}) VALUES ({marks})", row)
-        for name in ("nat", "rules", "timers", "pending", "dhcp"):
-            if (value := getattr(wanted, name)) is not None:
-                self._db.execute("INSERT INTO settings VALUES (?, ?)", (name, _text(value)))
+
+    def remove(self, domains: Sequence[Domain]) -> None:
+        """These domains less; their blocks of ports are given back, as Contents.without does. Inside a transaction."""
+        blocks = [(d.port_low, d.port_count) for d in domains]
+        self._db.executemany("DELETE FROM domains WHERE id = ?", [(d.id,) for d in domains])
+        self._db.executemany("DELETE FROM returned WHERE port_low = ? AND port_count = ?", blocks)
+        self._db.executemany("INSERT INTO returned (port_low, port_count) VALUES (?, ?)", blocks)
 
     def next_id(self) -> int:
         """An id that no domain has had, nor will have. Inside a transaction."""
@@ -357,9 +412,25 @@ def locked(path: Path) -> Iterator[None]:
     """Commands that change something, one after the other. RegistryError after LOCK_WAIT_S seconds.
 
     The last command to leave deletes the lock's file with everything else, so a lock counts only if
-    its file is still the one that the path names.
+    its file is still the one that the path names. Who waits for it stands first in line for it, by a lock of the line's
+    own: so who takes it again and again, as a burst does for each of its parts, lets those in who came meanwhile.
     """
     deadline = time.monotonic() + LOCK_WAIT_S
+    with _held(path, in_line(path), deadline) as line, _held(path, path, deadline) as handle:
+        fcntl.flock(line, fcntl.LOCK_UN)
+        os.truncate(handle, 0)
+        os.write(handle, str(os.getpid()).encode())
+        yield
+
+
+def in_line(path: Path) -> Path:
+    """The file by which those stand in line who wait for a lock."""
+    return path.with_name(path.name + ".line")
+
+
+@contextmanager
+def _held(lock: Path, path: Path, deadline: float) -> Iterator[int]:
+    """The descriptor of a locked file, that of the `lock` itself or of those who wait for it."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -367,11 +438,9 @@ def locked(path: Path) -> Iterator[None]:
         except FileNotFoundError:
             continue  # the directory went away in between
         try:
-            _wait(handle, path, deadline)
+            _wait(handle, lock, deadline)
             if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
-                os.truncate(handle, 0)
-                os.write(handle, str(os.getpid()).encode())
-                yield
+                yield handle
                 return
         finally:
             os.close(handle)

@@ -17,15 +17,15 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import lru_cache
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vfr import confirming, forwards, mark, moving, rates
+from vfr import bursts, confirming, forwards, mark, moving, rates
 from vfr import flows as flowing
 from vfr import instance as instances
 from vfr import reach as reaching
@@ -36,6 +36,7 @@ from vfr.choose import (
     GATEWAY,
     NAT_PORTS,
     PORTS_PER_DOMAIN,
+    Taken,
     check_listeners,
     check_name,
     check_place,
@@ -47,6 +48,8 @@ from vfr.choose import (
     derived_interface,
     followed,
     free_block,
+    is_defined,
+    is_there,
     listeners,
     no_such,
     uplink_has,
@@ -469,7 +472,7 @@ class Router:
 
         def change(before: Contents, registry: Registry) -> Contents:
             if before.rules and name in before.rules.defined:
-                raise ConflictError(f"{name!r} is a group or set of {before.rules.file}; choose another name")
+                raise is_defined(name, before.rules)
             guest = choose_guest(guest_address, guest_mac, guest_gateway, before)
             domain = self._new_domain(before, registry, name, kind, where, address, mac)
             domain = replace(domain, guest=guest, limits=replace(domain.limits, **(limits or {})))
@@ -495,17 +498,15 @@ class Router:
 
         check_name(name)
         if any(d.name == name for d in before.domains):
-            raise ConflictError(f"there is a domain {name!r} already; choose another name, or remove it first")
-        present = links.links()
+            raise is_there(name)
+        present = set(links.links())
         interface = derived_interface(name) if kind == "netns" else where
         for d in leaving:
             if d.kind != "device":
-                present.pop(d.interface, None)
-        check_place(kind, where, interface, before, present, {d.netns for d in leaving})
-        taken = {d.slot for d in before.domains}
-        slot = next((s for s in range(1, Limit.SLOTS) if s not in taken), None)
-        if slot is None:
-            raise ConflictError(f"this router has {Limit.SLOTS - 1} domains, which is all it has room for")
+                present.discard(d.interface)
+        taken = Taken.of(before.domains)
+        check_place(kind, where, interface, taken, before.nat, present, {d.netns for d in leaving})
+        slot = taken.free_slot()
         low, count = free_block(before)
         return Domain(
             id=max([registry.next_id() if registry else 2, 2, *(d.id + 1 for d in before.domains)]),  # 1 is domain 0's
@@ -513,8 +514,8 @@ class Router:
             kind=kind,
             netns=where if kind == "netns" else None,
             interface=interface,
-            address=choose_address(address, before),
-            mac=choose_mac(mac, name, before),
+            address=choose_address(address, taken.addresses),
+            mac=choose_mac(mac, name, taken.macs),
             slot=slot,
             port_low=low,
             port_count=count,
@@ -613,6 +614,67 @@ class Router:
             return before.without(names)
 
         self._change(change)
+
+    def add_domains(
+        self, lines: Iterable[DomainLine], told: Callable[[bursts.Outcome], None] = lambda _: None
+    ) -> tuple[bursts.Outcome, ...]:
+        """Adds many domains, in parts between which others get their turn. One that cannot be added leaves the others:
+        its outcome has the error. `told` gets each outcome as soon as it is known."""
+        _check_machine()
+        with closing(self._bursts()) as burst:
+            return burst.add(lines, told)
+
+    def remove_domains(
+        self, names: Iterable[str], told: Callable[[bursts.Outcome], None] = lambda _: None
+    ) -> tuple[bursts.Outcome, ...]:
+        """Removes many domains, as add_domains adds them."""
+        _check_machine()
+        with closing(self._bursts()) as burst:
+            return burst.remove(names, told)
+
+    def _bursts(self) -> bursts.Bursts:
+        return bursts.Bursts(self._instance, self._on_step, self._add_slowly, self._remove_slowly)
+
+    def _add_slowly(self, lines: Sequence[DomainLine]) -> tuple[bursts.Failed, bursts.Addresses]:
+        """Adds domains as every command does, looking at everything; those that can be."""
+        failed: bursts.Failed = {}
+
+        def change(before: Contents, registry: Registry) -> Contents:
+            for line in lines:
+                try:
+                    if any(d.name == line.name for d in before.domains):
+                        raise is_there(line.name)
+                    if before.rules and line.name in before.rules.defined:
+                        raise is_defined(line.name, before.rules)
+                    before = self._declared_domain(line, before, registry, before.domains)
+                except VfrError as error:
+                    failed[line.name] = error
+            return before
+
+        try:
+            self._change(change)
+        except VfrError as error:  # the kernel's; for which of them, each shows by itself
+            if len(lines) == 1:
+                return {lines[0].name: error}, {}
+            found = [self._add_slowly([line]) for line in lines]
+            return {k: v for part, _ in found for k, v in part.items()}, {k: v for _, p in found for k, v in p.items()}
+        names = {line.name for line in lines} - failed.keys()
+        return failed, {d.name: str(d.address) for d in self._contents().domains if d.name in names}
+
+    def _remove_slowly(self, names: Sequence[str]) -> bursts.Failed:
+        """Removes domains as every command does, looking at everything; those that there are."""
+        failed: bursts.Failed = {}
+
+        def change(before: Contents, _: Registry) -> Contents:
+            there = {d.name for d in before.domains}
+            failed.update({name: no_such(name, before) for name in names if name not in there})
+            return before.without(there & set(names))
+
+        try:
+            self._change(change)
+        except VfrError as error:
+            failed.update({name: error for name in names if name not in failed})
+        return failed
 
     def save_domain(self, name: str, file: Path) -> moving.Carried:
         """Takes a domain off, its state into a file; what is its own stays held for it until it is restored, or
@@ -981,15 +1043,22 @@ class Router:
                     self._converge(Contents())
 
     def _change_locked(self, change: Callable[[Contents, Registry], Contents], of_pending: bool) -> None:
-        registry = Registry(self._instance.registry)
+        registry, unfinished = Registry(self._instance.registry), self._instance.unfinished
         try:
             before = _read_anew(registry.read())
             if before.pending and not of_pending:
                 before = self._settle(before, registry)
             before = self._follow(before)
-            with registry.transaction():
-                after = change(before, registry)
-                registry.write(after)
+            was_finished = not unfinished.exists()
+            unfinished.touch()
+            try:
+                with registry.transaction():
+                    after = change(before, registry)
+                    registry.write(after)
+            except VfrError:
+                if was_finished:  # and it still is: nothing was changed
+                    unfinished.unlink(missing_ok=True)
+                raise
             try:
                 self._converge(after)
             except VfrError:
@@ -998,6 +1067,7 @@ class Router:
                 with suppress(VfrError):  # the first error is the one to be told
                     self._converge(before)
                 raise
+            unfinished.unlink(missing_ok=True)
         finally:
             registry.close()
 
@@ -1018,6 +1088,7 @@ class Router:
                 " `vfr confirm --no` to go back at once"
             )
         earlier = confirming.earlier(before)
+        self._instance.unfinished.touch()
         with registry.transaction():
             registry.write(earlier)
         self._converge(earlier)

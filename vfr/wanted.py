@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,8 @@ from vfr.ruling import digest, read
 from vfr.settings import DOM0_LIMITS, Dhcp
 
 if TYPE_CHECKING:
+    from vfr.kernel.fastpath import Config, Forward
+    from vfr.kernel.guard import Guard
     from vfr.kernel.links import Link
     from vfr.plan import Uplink, Vif, Wanted
     from vfr.policy import RuleSet
@@ -35,13 +39,19 @@ def seats(contents: Contents) -> dict[str, int]:
 
 def lan_of(nat: Nat | None) -> IPv4Network | None:
     """The uplink's own network."""
-    from vfr.kernel import links
-
-    up = uplink_of(nat, links.links()) if nat else None
+    up = uplink_now(nat)
     return up.lan if up else None
 
 
-def uplink_of(nat: Nat | None, present: dict[str, Link]) -> Uplink | None:
+def uplink_now(nat: Nat | None) -> Uplink | None:
+    """uplink_of the interfaces as they are now."""
+    from vfr.kernel import links
+
+    link = links.link(nat.uplink) if nat else None
+    return uplink_of(nat, {link.name: link} if link else {})
+
+
+def uplink_of(nat: Nat | None, present: Mapping[str, Link]) -> Uplink | None:
     """The uplink, None if NAT is off, or the interface or its address is gone: then nothing leaves."""
     from vfr.kernel import links
     from vfr.plan import Uplink
@@ -80,7 +90,9 @@ def forward_rules(contents: Contents) -> tuple[ForwardRule, ...]:
     return (*own, *(contents.rules.forwards if contents.rules else ()))
 
 
-def _vif(d: Domain, present: dict[str, Link], all_: Dhcp) -> Vif:
+def vif_of(d: Domain, all_: Dhcp, present: Container[str] = ()) -> Vif:
+    """A domain's interface as it is to be. `all_` is what DHCP says to everybody, `present` are the interfaces here, which
+    tell whether a given device is."""
     from vfr.plan import Vif
 
     home = instances.netns_inode(d.netns) if d.netns else None
@@ -105,48 +117,57 @@ def _vif(d: Domain, present: dict[str, Link], all_: Dhcp) -> Vif:
     )
 
 
+def config_of(contents: Contents, up: Uplink | None, sorter: int) -> Config:
+    """What the whole fastpath goes by; `sorter` is the interface index of the sorter, 0 without one."""
+    from vfr.kernel.fastpath import Config
+
+    low, high = contents.nat.ports if contents.nat else NAT_PORTS
+    made = Config(GATEWAY, POOL, None, None, 0, 0, low, high, sorter, contents.timers)
+    if up is None:
+        return made
+    return replace(made, outside=up.address, lan=up.lan, uplink_ifindex=up.index, uplink_mtu=up.mtu)
+
+
+def guard_of(up: Uplink | None, ways: tuple[forwards.Way, ...]) -> Guard:
+    """What the guard is to say."""
+    from vfr.kernel.guard import Guard
+
+    return Guard(POOL, GATEWAY, up.name if up else None, up.address if up else None, ways)
+
+
+def forwards_of(ways: Iterable[forwards.Way]) -> Iterator[Forward]:
+    """The fastpath's forwards, port by port."""
+    from vfr.kernel.fastpath import Forward
+
+    for way in ways:
+        low, high = way.outside
+        if not way.host_only:
+            yield from (Forward(way.protocol, port, way.slot, way.inside + port - low) for port in range(low, high + 1))
+
+
 def wanted(contents: Contents) -> Wanted:
     """What the registry's words mean for the kernel as it is."""
     from vfr.kernel import links
-    from vfr.kernel.fastpath import Config, Forward
-    from vfr.kernel.guard import Guard
     from vfr.plan import DOM0_DEVICE, DOM0_ID, DOM0_VIF, SORTER, Vif, Wanted
 
     present, nat = links.links(), contents.nat
     up = uplink_of(nat, present)
-    low, high = nat.ports if nat else NAT_PORTS
-    config = Config(
-        GATEWAY,
-        POOL,
-        up.address if up else None,
-        up.lan if up else None,
-        up.index if up else 0,
-        up.mtu if up else 0,
-        low,
-        high,
-        present[SORTER].index if SORTER in present else 0,
-        contents.timers,
-    )
+    config = config_of(contents, up, present[SORTER].index if SORTER in present else 0)
     vifs: list[Vif] = []
     if not contents.is_empty:
         mac = derived_mac("dom0 of VFR")
+        low = config.nat_low
         vifs.append(Vif(DOM0_ID, "dom0", DOM0_VIF, DOM0_DEVICE, None, GATEWAY, mac, 0, low, 0, DOM0_LIMITS))
-    vifs += [_vif(d, present, contents.dhcp) for d in contents.domains if d.saved is None]
+    vifs += [vif_of(d, contents.dhcp, present) for d in contents.domains if d.saved is None]
     ways = forwards.ways(contents, up is not None)
-    guard = Guard(POOL, GATEWAY, up.name if up else None, up.address if up else None, ways)
     return Wanted(
         vifs=tuple(vifs),
         config=config,
         mtu=up.mtu if up else MTU,
-        guard=guard,
+        guard=guard_of(up, ways),
         digest=policy_digest(contents),
         uplink=up,
-        forwards=frozenset(
-            Forward(way.protocol, port, way.slot, way.inside + port - way.outside[0])
-            for way in ways
-            if not way.host_only
-            for port in range(way.outside[0], way.outside[1] + 1)
-        ),
+        forwards=frozenset(forwards_of(ways)),
         routes=frozenset([POOL, *(IPv4Network(d.address) for d in contents.domains if d.address not in POOL)]),
         away={d.address: d.slot for d in contents.domains if d.saved is not None},
     )

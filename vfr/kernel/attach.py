@@ -71,12 +71,25 @@ def attach(ifindex: int, program: int, links: Path, name: str) -> str:
         fresh.rename(links / name)
         _detach_clsact(ifindex, links, name)
         return "tcx"
+    _attach_clsact(ifindex, program, links, name)
+    _unpin(links / name)
+    return "clsact"
+
+
+def _attach_clsact(ifindex: int, program: int, links: Path, name: str) -> None:
     made = loader.clsact_attach(ifindex, program)
     marker = links / (name + (_OWN if made else _SHARED))
     if not (links / (name + _OWN)).exists() and not marker.exists():
         bpf.pin(program, marker)
-    _unpin(links / name)
-    return "clsact"
+
+
+def attach_fresh(ifindex: int, program: int, links: Path, name: str) -> None:
+    """Puts `program` on the ingress of an interface that has just been made, on the clsact hook.
+
+    With tcx the kernel waits at each attaching, and again when the interface goes, until every CPU has left what it was
+    in (synchronize_rcu: 10 ms here), while it holds the lock on all of the network's settings.
+    """
+    _attach_clsact(ifindex, program, links, _file(name))
 
 
 def attached(ifindex: int, program: int) -> str | None:

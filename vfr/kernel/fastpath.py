@@ -12,7 +12,7 @@ import os
 import shutil
 import struct
 import time
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -105,6 +105,17 @@ class DomainRow:
     limits: Limits = field(default_factory=Limits)
     guest: GuestWords = field(default_factory=GuestWords)
     dhcp: Dhcp | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Whose a slot is, by the generation `owner`, and of what size its tables are."""
+
+    slot: int
+    owner: int
+    limits: Limits
+    port_low: int
+    port_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -603,6 +614,88 @@ class Fastpath:
             raise
         return made
 
+    def renew_slots(self, tenants: Sequence[Tenant]) -> None:
+        """Makes slots that nobody has ready for their tenants: tables, counters and blocks of ports as nobody has used
+        them, each kind with one system call. Unlike new_tables it does not wait until no program can be looking at
+        what was there: nobody has the slots, and retire_slots has seen to that."""
+        slots = [t.slot for t in tenants]
+        self._set_all("complete", slots)
+        self._set_all("runtime", slots)
+        self._set_all("counters", slots)
+        self.clear_blocks(tenants)
+        places: dict[str, list[tuple[int, int]]] = {name: [] for name in (*_TABLES, "closing")}
+        for t in tenants:
+            for name, entries in _table_sizes(t.limits, t.port_count).items():
+                places[name].append((t.slot, entries))
+            queues = forgettable(t.limits, t.port_count)
+            places["closing"] += [(t.slot * Kind.KINDS + kind, entries) for kind, entries in enumerate(queues)]
+        for name, wanted in places.items():
+            self._put_inners(name, wanted)
+        self._maps["complete"].set_many((_u32(t.slot), _u32(t.owner)) for t in tenants)
+
+    def _set_all(self, name: str, slots: Iterable[int]) -> None:
+        """Zeros in the places of an array."""
+        table = self._maps[name]
+        empty = bytes(table.value_size)
+        table.set_many((_u32(slot), empty) for slot in slots)
+
+    def clear_blocks(self, tenants: Iterable[Tenant]) -> None:
+        """Forgets what former owners' mappings left in the tenants' port blocks."""
+        free = bytes(ctypes.sizeof(_abi.Outside))
+        self._maps["outside"].set_many(
+            (_u32(space * Limit.PORT_SPACE + port), free)
+            for t in tenants
+            for space in range(Space.SPACES)
+            for port in range(t.port_low, t.port_low + t.port_count)
+        )
+
+    def _put_inners(self, name: str, places: Sequence[tuple[int, int]]) -> None:
+        """Fresh inner maps of so many entries on places of an outer one, all at once."""
+        inner = _abi.MAPS[name].inner
+        assert inner is not None
+        made: list[tuple[int, int]] = []
+        try:
+            for place, entries in places:
+                sizes = (inner.key_size, inner.value_size, max(entries, 1))
+                made.append((place, bpf.create_map(inner.type, *sizes, inner.flags, name)))
+            self._maps[name].set_many((_u32(place), _u32(fd)) for place, fd in made)
+        finally:
+            for _, fd in made:
+                os.close(fd)
+
+    def retire_slots(self, tenants: Sequence[Tenant]) -> None:
+        """Gives back what the slots' former tenants had. Nothing may come from or go to them any more, and the kernel
+        must have waited since until no program can be looking. Places in arrays of maps can be replaced many at
+        once and deleted only one by one, each with such a wait: one smallest map takes all of them."""
+        slots = [t.slot for t in tenants]
+        self._set_all("complete", slots)
+        self.clear_blocks(tenants)
+        for name in (*_TABLES, "closing"):
+            each = [slot * Kind.KINDS + k for slot in slots for k in range(Kind.KINDS)] if name == "closing" else slots
+            inner = _abi.MAPS[name].inner
+            assert inner is not None
+            fd = bpf.create_map(inner.type, inner.key_size, inner.value_size, 1, inner.flags, name)
+            try:
+                self._maps[name].set_many((_u32(place), _u32(fd)) for place in each)
+            finally:
+                os.close(fd)
+
+    def enter(self, entries: Sequence[tuple[int, int, DomainRow]]) -> None:
+        """(slot, interface index, row): gives slots their tenants, in the order in which nothing points to what is
+        not there yet."""
+        self._maps["domains"].set_many((_u32(slot), _domain_row(row)) for slot, _, row in entries)
+        self._maps["addresses"].set_many((row.address.packed, _u32(slot)) for slot, _, row in entries)
+        self._maps["macs"].set_many((_mac_key(row.mac), _u32(slot)) for slot, _, row in entries)
+        self._maps["vifs"].set_many((_u32(ifindex), _u32(slot)) for slot, ifindex, _ in entries)
+
+    def leave(self, entries: Sequence[tuple[int, int, IPv4Address, str]]) -> None:
+        """(slot, interface index, address, MAC): from now on nothing comes from or goes to the slots' tenants."""
+        self._set_all("domains", [slot for slot, *_ in entries])
+        for _, ifindex, address, mac in entries:
+            self.clear_vif(ifindex)
+            self.clear_address(address)
+            self.clear_mac(mac)
+
     def drop_tables(self, slot: int) -> None:
         """Gives the slot's inner maps back."""
         self._maps["complete"].set(_u32(slot), _u32(0))
@@ -930,6 +1023,10 @@ class Fastpath:
     def attach(self, ifindex: int, hook: Hook, name: str) -> str:
         """Puts a program on an interface's ingress, pinned as `name`: "tcx" or "clsact"."""
         return attach.attach(ifindex, self._fds[hook], self._links, name)
+
+    def attach_fresh(self, ifindex: int, name: str) -> None:
+        """Puts the VIFs' program on one that has just been made (attach.attach_fresh)."""
+        attach.attach_fresh(ifindex, self._fds["vif"], self._links, name)
 
     def attached(self, ifindex: int, hook: Hook) -> str | None:
         """How the program is in force on the interface's ingress now; None if it is not."""

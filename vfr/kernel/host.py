@@ -23,6 +23,7 @@ from vfr.kernel import guard, links, mounts, sorter, survey
 from vfr.kernel.fastpath import Config, DomainRow, Fastpath, Forward, Hook
 from vfr.plan import DOM0_DEVICE, DOM0_ID, DOM0_VIF, GATEWAY_MAC, SORTER, Actual, Change, Port, Vif
 from vfr.policy.amend import Patch, fresh_of
+from vfr.registry import in_line
 
 if TYPE_CHECKING:
     from vfr.doctor import Hook as DoctorHook
@@ -48,6 +49,13 @@ def _is_made_for(link: links.Link, vif: Vif) -> bool:
     """Whether it is this VIF's, with its other end in the namespace that now has the name."""
     ours = mark.read(link.alias)
     return ours is not None and (ours.owner, ours.home) == (vif.id, vif.home)
+
+
+def row_of(vif: Vif, device: int, mtu: int) -> DomainRow:
+    """What the fastpath is told of a VIF, whose packets are handed over at the interface of index `device`."""
+    deliver = {"dom0": Deliver.DELIVER_DOM0, "netns": Deliver.DELIVER_PEER}.get(vif.kind, Deliver.DELIVER_DEVICE)
+    own = vif.id, vif.address, vif.mac, device, mtu, deliver, vif.port_low, vif.port_count
+    return DomainRow(*own, vif.limits, vif.guest, vif.dhcp)
 
 
 class Host:
@@ -395,23 +403,7 @@ class Host:
             fp.resize_tables(vif.slot, vif.limits, vif.port_count)
         self._step(f"{vif.interface}: enter the domain")
         device = links.there(vif.device)
-        deliver = {"dom0": Deliver.DELIVER_DOM0, "netns": Deliver.DELIVER_PEER}.get(vif.kind, Deliver.DELIVER_DEVICE)
-        fp.set_domain(
-            vif.slot,
-            DomainRow(
-                vif.id,
-                vif.address,
-                vif.mac,
-                device.index,
-                device.mtu,
-                deliver,
-                vif.port_low,
-                vif.port_count,
-                vif.limits,
-                vif.guest,
-                vif.dhcp,
-            ),
-        )
+        fp.set_domain(vif.slot, row_of(vif, device.index, device.mtu))
         fp.set_address(vif.address, vif.slot)
         fp.set_mac(vif.mac, vif.slot)
         fp.set_vif(link.index, vif.slot)
@@ -479,7 +471,8 @@ class Host:
         """Our files, the lock last, then every directory that nobody else's VFR is in."""
         instance = self.instance
         journal = instance.registry.with_name(instance.registry.name + "-journal")
-        for path in (self.note, self.book, fresh_of(self.book), journal, instance.registry, instance.lock):
+        ours = (self.note, self.book, fresh_of(self.book), journal, instance.registry, instance.unfinished)
+        for path in (*ours, in_line(instance.lock), instance.lock):
             path.unlink(missing_ok=True)
         for directory in (instance.state, instance.runtime, *_PARENTS):
             with suppress(FileNotFoundError):

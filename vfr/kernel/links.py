@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -25,6 +25,9 @@ _MAIN, _LONGEST = 254, 15
 # Attributes of interfaces, addresses and routes, by their numbers in the kernel's if_link.h and others.
 _ADDRESS, _NAME, _MTU, _MASTER, _KINDS, _ALIAS, _GROUP, _NET_NS_FD, _EXT_MASK = 1, 3, 4, 10, 18, 20, 27, 28, 29
 _TX_QUEUES, _RX_QUEUES, _XDP, _XDP_ATTACHED, _KIND, _KIND_DATA, _VETH_PEER = 31, 32, 43, 2, 1, 2, 1
+_PEER, _BY_FAMILY, _INET_CONF = 5, 26, 1
+_CONF = {"forwarding": 1, "accept_redirects": 4, "rp_filter": 8}
+_AF_INET = 2
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _DST, _OIF, _GATEWAY, _PREFSRC = 1, 4, 5, 7
 _SKIP_STATS = 8
@@ -32,7 +35,8 @@ _SKIP_STATS = 8
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An interface. `master` is the index of the bridge or bond it is in, 0 for none; `xdp`: it has an XDP program."""
+    """An interface. `master` is the index of the bridge or bond it is in, 0 for none; `xdp`: it has an XDP program;
+    `peer`: the index of a veth's other end, in its own namespace."""
 
     index: int
     name: str
@@ -45,6 +49,7 @@ class Link:
     master: int
     xdp: bool = False
     group: int = 0
+    peer: int = 0
 
 
 @contextmanager
@@ -79,6 +84,7 @@ def _link(raw: bytes) -> Link:
         master=_number(said.get(_MASTER)),
         xdp=_number(rtnl.attrs(said.get(_XDP, b"")).get(_XDP_ATTACHED)) != 0,
         group=_number(said.get(_GROUP)),
+        peer=_number(said.get(_PEER)),
     )
 
 
@@ -91,10 +97,15 @@ def links(netns: str | None = None) -> dict[str, Link]:
 
 def link(name: str, netns: str | None = None) -> Link | None:
     """One interface, None if there is none of the name. Another name that `ip link property` gave it does not count."""
+    with Rtnl(f"looking for the interface {name}", netns) as kernel:
+        return ask(kernel, name)
+
+
+def ask(kernel: Rtnl, name: str) -> Link | None:
+    """The same, in a conversation that goes on."""
     if not 1 <= len(name) <= _LONGEST:
         return None
-    with Rtnl(f"looking for the interface {name}", netns) as kernel:
-        raw = kernel.get(rtnl.GETLINK, rtnl.link(attr(_NAME, name), attr(_EXT_MASK, _SKIP_STATS)))
+    raw = kernel.get(rtnl.GETLINK, rtnl.link(attr(_NAME, name), attr(_EXT_MASK, _SKIP_STATS)))
     found = _link(raw) if raw is not None else None
     return found if found and found.name == name else None
 
@@ -200,8 +211,9 @@ def changed(
     alias: str | None = None,
     address: str | None = None,
     group: int | None = None,
+    conf: Mapping[str, int] | None = None,
 ) -> tuple[int, int, bytes]:
-    """The request to change an interface: state "up" or "down", MTU in bytes."""
+    """The request to change an interface: state "up" or "down", MTU in bytes, `conf` some of net.ipv4.conf's."""
     flags = change = 0
     if state is not None:
         flags, change = flags | IFF_UP * (state == "up"), change | IFF_UP
@@ -211,6 +223,9 @@ def changed(
     parts += [attr(_ALIAS, alias.encode())] if alias is not None else []
     parts += [_mac(address)] if address is not None else []
     parts += [attr(_GROUP, group)] if group is not None else []
+    if conf:
+        said = nest(_INET_CONF, *(attr(_CONF[name], value) for name, value in conf.items()))
+        parts.append(nest(_BY_FAMILY, nest(_AF_INET, said)))
     return rtnl.SETLINK, 0, rtnl.link(*parts, index=index, flags=flags, change=change)
 
 
@@ -224,6 +239,11 @@ def delete_link(name: str) -> None:
     """Removes an interface; fine if it is gone already."""
     with Rtnl(f"removing the interface {name}") as kernel:
         kernel.do(rtnl.DELLINK, 0, rtnl.link(attr(_NAME, name)), fine=(errno.ENODEV,))
+
+
+def no_group(group: int) -> tuple[int, int, bytes]:
+    """The request to remove all interfaces of a group at once."""
+    return rtnl.DELLINK, 0, rtnl.link(attr(_GROUP, group))
 
 
 def _new_address(index: int, address: IPv4Interface) -> tuple[int, int, bytes]:

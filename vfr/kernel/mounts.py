@@ -20,6 +20,7 @@ _CLONE_NEWNS = 0x00020000
 # New enough to have the same numbers on every architecture. Linux 5.2.
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _CREATE, _CLOEXEC = 6, 1
+_BPFFS = 0xCAFE4A11  # statfs(2): BPF_FS_MAGIC
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -34,9 +35,11 @@ def seen_from_here(path: Path) -> Path:
 
 
 def is_mounted(path: Path) -> bool:
-    """Whether a bpffs is mounted there, in the machine's mount namespace."""
-    fields = (line.split() for line in Path(f"/proc/{home_process()}/mounts").read_text().splitlines())
-    return any(f[1] == str(path) and f[2] == "bpf" for f in fields)
+    """Whether a bpffs is mounted there, in the machine's mount namespace. Asked of the path itself: the list of mounts has
+    a line for each network namespace."""
+    said = (ctypes.c_long * 32)()
+    is_there = _libc.statfs(os.fsencode(seen_from_here(path)), ctypes.byref(said)) == 0
+    return is_there and said[0] == _BPFFS
 
 
 def _enter_home() -> None:
