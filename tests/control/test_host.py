@@ -63,7 +63,7 @@ def test_everything_is_given_back(either: Host) -> None:
 def test_a_given_device_goes_back_as_it_was(host: Host) -> None:
     host.sh(
         "dom0",
-        "ip link add given type veth peer name guest; ip link set given up; ip link set guest up; ip link set given alias mine",
+        "ip link add given type veth peer name guest; ip link set given up; ip link set guest up; ip link set given alias mine group 7",
     )
     host.sh("dom0", "ip link set guest netns vt-a")
     before = host.picture()

@@ -81,6 +81,9 @@ def test_what_others_change_is_repaired(host: Host) -> None:
         host.sh("dom0", "ip link set vif-a down")
         watch.until("bring vif-a up")
         assert host.pings("a", "192.0.2.11")
+        host.sh("dom0", "ip link set vif-a group default")  # which the guard knows it by
+        watch.until("bring vif-a up")
+        assert "group default" not in host.sh("dom0", "ip -o link show vif-a")
         host.sh("dom0", "ip link del vif-a")
         watch.until("bring vif-a up")
         assert host.pings("a", "192.0.2.11")

@@ -32,9 +32,7 @@ _ROUTE = struct.Struct("=BBBBBBBBI")
 _ATTR = struct.Struct("=HH")
 _CLONE_NEWNET = 0x40000000
 _ROOM = 1 << 20  # bytes of one answer
-_WAITING = (
-    4 << 20
-)  # bytes of all that may wait to be read: the kernel's answers to _AT_ONCE requests, and its own needs
+_WAITING = 4 << 20  # bytes of all that may wait to be read: the kernel's answers to _AT_ONCE requests, and its needs
 _AT_ONCE = 128
 _RCVBUF_FORCE = 33
 _SOL_NETLINK, _SHORT_ANSWERS = 270, 10
