@@ -95,6 +95,17 @@ def exec_(node: str, command: Annotated[list[str], typer.Argument()], prefix: Pr
     sys.exit(subprocess.run(Lab.of(prefix).argv(node, command), check=False).returncode)
 
 
+@app.command(context_settings={"ignore_unknown_options": True})
+def vm(name: str, command: Annotated[list[str] | None, typer.Argument()] = None, prefix: Prefix = "lab-") -> None:
+    """Boot a VM as one more guest: its console is this terminal, or it runs a command: `vfr-lab vm box -- ip addr`.
+
+    It gets its address by DHCP. When it ends, its domain goes. Needs QEMU: `make vm-packages`.
+    """
+    from vfr_lab import vm_guest
+
+    sys.exit(vm_guest.run(Lab.of(prefix), name, command or ()))
+
+
 @app.command()
 def prove(prefix: Prefix = "lab-", json_: Json = False) -> None:
     """Show that the main job is done, by real programs. Exit status 1 if a claim fails."""
