@@ -1,6 +1,7 @@
 """A VM as a guest: QEMU without KVM on a TAP, with Debian's kernel and a root of some megabytes.
 
-In it are busybox and dropbear's sshd, nothing else. It is told its address on the kernel's command line. Its serial line is a shell: `Vm.sh` runs commands there, so that it can be asked when its network is dead.
+In it are busybox and dropbear's sshd, nothing else. It gets its address by DHCP, or is told it on the kernel's command line.
+Its serial line is a shell: `Vm.sh` runs commands there, so that it can be asked when its network is dead.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from types import TracebackType
 from vfr_lab.debian import Kernel, Programs, UnavailableError, ask, kernel, modules, pack, programs
 
 BUSYBOX = Path("/bin/busybox")
-INIT = Path(__file__).with_name("vm_init")
+INIT, LEASE = Path(__file__).with_name("vm_init"), Path(__file__).with_name("vm_lease")
 BOOT_S = 120  # emulated, beside others
 MODULES = ("virtio_pci", "virtio_net", "af_packet")
 DROPBEAR = "dropbear-bin"
@@ -85,17 +86,20 @@ def image(work: Path, authorized: str) -> Image:
         (root / name).chmod(0o600 if name.endswith("keys") else 0o700)
     _copy_program(programs(DROPBEAR), "dropbear", root)
     shutil.copy(BUSYBOX, root / "bin/busybox")
-    shutil.copy(INIT, root / "init")
-    (root / "init").chmod(0o755)
+    for source, name in ((INIT, "init"), (LEASE, "sbin/lease")):
+        shutil.copy(source, root / name)
+        (root / name).chmod(0o755)
     return Image(found, pack(root, work / "initramfs"))
 
 
-def qemu(image: Image, name: str, cards: list[str], address: str) -> list[str]:
-    """QEMU's command line. The VM takes the address as docs/vm.md says."""
+def qemu(image: Image, name: str, cards: list[str], address: str | None, console: bool = False) -> list[str]:
+    """QEMU's command line. The VM gets its address by DHCP, or has the given one as docs/vm.md says. With `console` its
+    serial line is for somebody at a terminal."""
     words = ["console=ttyS1", "panic=-1", "mitigations=off", "random.trust_cpu=on", "ipv6.disable=1", "net.ifnames=0"]
-    words += [f"vm.name={name}", f"vm.address={address}"]
+    words += [f"vm.name={name}", *([f"vm.address={address}"] if address else []), *(["vm.console=1"] * console)]
     machine = ["-accel", "tcg", "-cpu", "max", "-m", "256M", "-no-reboot"]
-    bare = ["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-serial", "null"]
+    serial = ["-serial", "mon:stdio" if console else "stdio", "-serial", "null"]
+    bare = ["-nodefaults", "-no-user-config", "-display", "none", *serial]
     boot = ["-kernel", str(image.kernel.image), "-initrd", str(image.initramfs), "-append", " ".join(words)]
     return ["qemu-system-x86_64", *machine, *bare, *boot, *cards]
 
@@ -109,7 +113,7 @@ class Vm:
         name: str,
         netns: str,
         card: Card | list[str],
-        address: str,
+        address: str | None = None,
         through: Sequence[str] = (),
         resumed: bool = False,
     ) -> None:

@@ -1,6 +1,6 @@
 """VMs as guests: QEMU with Debian's kernel, on TAPs that VFR made.
 
-    vm1 169.254.1.9 -- tap1 ---.
+    vm1 169.254.1.9 -- tap1 ---.            (by DHCP; in some tests, told)
     vm2 169.254.1.10 - tap2 -- vv-dom0 -- eth0 192.0.2.1 --- vv-lan 192.0.2.11
     vv-a 169.254.1.2 ----------'
 
@@ -68,7 +68,7 @@ class World:
             self.first.kill()
         self.first = None
 
-    def boot(self, card: Card, name: str = "vm1", address: str = VM1) -> Vm:
+    def boot(self, card: Card, name: str = "vm1", address: str | None = None) -> Vm:
         return Vm(self.image, name, self.host.ns("dom0"), card, address)
 
     def ssh_argv(self, port: int, command: str) -> list[str]:
@@ -173,6 +173,17 @@ def test_the_lan_reaches_it_by_ssh(world: World, vm1: Vm) -> None:
     assert world.ssh(2209, "hostname").stdout == "vm1\n"
 
 
+def test_it_has_its_address_by_dhcp(vm1: Vm) -> None:
+    """And its way out; by nothing that it brought along."""
+    assert f"inet {VM1}/32" in vm1.sh("ip addr show dev eth0")
+    routes = vm1.sh("ip route").splitlines()
+    assert [route.split()[:3] for route in routes] == [
+        ["default", "via", "169.254.1.0"],
+        ["169.254.1.0", "dev", "eth0"],
+    ]
+    assert "vm.address" not in vm1.sh("cat /proc/cmdline")
+
+
 def test_it_reaches_the_lan_as_the_host(world: World, vm1: Vm) -> None:
     """By ping, and by UDP with a real resolver; TCP is what the transfers below are about."""
     vm1.sh(f"ping -c1 -W5 {LAN}")
@@ -185,7 +196,7 @@ def test_it_reaches_the_lan_as_the_host(world: World, vm1: Vm) -> None:
 def test_guests_are_apart(world: World, vm1: Vm) -> None:
     """None reaches the other, and vm1's card receives not one frame while others talk; it does when it is meant."""
     received = "cat /sys/class/net/eth0/statistics/rx_packets"
-    with world.boot(Card("tap2", MAC2), "vm2", VM2) as vm2:
+    with world.boot(Card("tap2", MAC2), "vm2") as vm2:
         with world.dropping("vm1", "DROP_POLICY"):  # their MACs given, so that it does not end with ARP
             for address in (A, VM2):
                 vm1.sh(f"ip route add {address} via 169.254.1.0 dev eth0")
@@ -277,7 +288,7 @@ def test_a_transfer_is_whole(world: World, tap1: str, mode: str) -> None:
 
 def test_the_wrong_mac_can_be_found(world: World, tap1: str) -> None:
     """QEMU's mac= is not the domain's: nothing passes, and statistics, events and `vfr explain` say why."""
-    with world.boot(Card(tap1, "02:00:00:00:00:aa")) as vm:
+    with world.boot(Card(tap1, "02:00:00:00:00:aa"), address=VM1) as vm:
         with world.dropping("vm1", "DROP_SRC_MAC"):
             assert vm.run(f"ping -c1 -W1 {LAN}")[0] == 1
         assert "vm1: DROP_SRC_MAC" in world.host.vfr("events", "--count", "100", "--wait", "1").stdout
@@ -322,7 +333,7 @@ def test_a_tap_of_ones_own(world: World) -> None:
     try:
         host.vfr(*_recipe("vfr domain add vm3")[1:])
         card = _card(_recipe("qemu-system-x86_64 -m 1G -smp 2"))
-        with Vm(world.image, "vm3", host.ns("dom0"), card, "169.254.1.11", AS_NOBODY) as vm:
+        with Vm(world.image, "vm3", host.ns("dom0"), card, through=AS_NOBODY) as vm:
             assert Path(f"/proc/{vm.process.pid}").stat().st_uid, "QEMU is not root"
             vm.sh(f"ping -c1 -W5 {LAN}")
             assert vm.sh("ls /sys/class/net/eth0/queues").split() == ["rx-0", "rx-1", "tx-0", "tx-1"]
@@ -335,7 +346,7 @@ def test_a_tap_of_ones_own(world: World) -> None:
 
 
 def test_the_recipe_in_the_docs(world: World, tap1: str) -> None:
-    """Its network arguments are those that QEMU is started with here."""
+    """Its network arguments are those that QEMU is started with here, and the guest is told its address as said there."""
     card = _card(_recipe("qemu-system-x86_64 -m 1G -drive"))
     with Vm(world.image, "vm1", world.host.ns("dom0"), card, VM1) as vm:
         vm.sh(f"ping -c1 -W5 {LAN}")
@@ -426,7 +437,7 @@ def test_a_vm_is_saved_and_its_conversations_live_on(world: World, tap1: str, tm
     *device, incoming, ram = _card(shlex.split(start))
     device += ["-monitor", f"unix:{monitor.path},server=on,wait=off"]
     with ExitStack() as stack:
-        vm = stack.enter_context(Vm(world.image, "vm1", world.host.ns("dom0"), device, VM1))
+        vm = stack.enter_context(Vm(world.image, "vm1", world.host.ns("dom0"), device))
         slow = stack.enter_context(world.lan_runs(SLOW))
         assert slow.stdin and slow.stdout
         own = vm.sh("dd if=/dev/urandom bs=1M count=8 of=/out 2> /dev/null; sha256sum < /out").split()[0]
@@ -445,7 +456,7 @@ def test_a_vm_is_saved_and_its_conversations_live_on(world: World, tap1: str, tm
         time.sleep(AWAY_S)  # it is to be away for a time: nothing is waited for
         world.host.vfr(*shlex.split(restore)[1:])
         assert world.slot("vm1") != slot
-        resumed = Vm(world.image, "vm1", world.host.ns("dom0"), [*device, incoming, ram], VM1, resumed=True)
+        resumed = Vm(world.image, "vm1", world.host.ns("dom0"), [*device, incoming, ram], resumed=True)
         with resumed as vm:
             while "running" not in monitor("info status"):  # not before all of it is there
                 monitor(go_on.removeprefix("(monitor) "))
