@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from vfr.plan import Uplink
 
 T = TypeVar("T")
-PART = 25  # domains: what others wait for at the most, once they stand in line
+PART = 50  # domains: what others wait for at the most, once they stand in line
 Failed = dict[str, VfrError]
 Addresses = dict[str, str]
 

@@ -15,9 +15,11 @@ from support import herd
 from support.dying import died, program
 from support.host import VFR, Host, run
 
+from vfr.bursts import PART
+
 LONG = bool(os.environ.get("VFR_LONG"))
 RULES = str(Path(__file__).resolve().parents[2] / "rules" / "xen.rules")
-HUNDRED, PART = 100, 25
+HUNDRED = 100
 
 
 @pytest.fixture
@@ -164,11 +166,11 @@ sys.exit(waiting[0].wait())
 
 def test_others_get_their_turn_between_parts(host: Host) -> None:
     """One that came while the first part was at work is done before the last part is."""
-    with herd.namespaces("vt-n", 3 * PART + 1) as names:
+    with herd.namespaces("vt-n", 2 * PART + 1) as names:
         herd.python(host, _LATE, *names, str(VFR))
         order = [d["name"] for d in host.json("domain", "list")]
         assert set(order) == {"a", *names}
-        assert order.index(names[-1]) < order.index(names[2 * PART])
+        assert order.index(names[-1]) < order.index(names[PART])
         assert _todo(host) == []
         host.vfr("domain", "remove", *names)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
@@ -45,12 +46,14 @@ class Crew:
     def bring_up(self, vifs: Sequence[Vif], mtu: int, doors: Doors) -> None:
         """New VIFs into namespaces, none of which is there yet. Those that the kernel refuses are in `failed`, by
         their id, and half made; KernelError if it refuses what is done for all of them."""
-        self._step(f"make {len(vifs)} interfaces")
-        seated = self._make(vifs, mtu, doors)
-        self._step("nothing for the host's stack")
-        seated = self._harden(seated)
-        self._step("fresh tables")
-        self._fp.renew_slots([_tenant(s.vif) for s in seated])
+        with ThreadPoolExecutor(1) as aside:
+            self._step("fresh tables")
+            tables = aside.submit(self._fp.renew_slots, [_tenant(vif) for vif in vifs])  # which waits most of the time
+            self._step(f"make {len(vifs)} interfaces")
+            seated = self._make(vifs, mtu, doors)
+            self._step("nothing for the host's stack")
+            seated = self._harden(seated)
+            tables.result()
         self._step("enter the domains")
         self._fp.enter([(s.vif.slot, s.link.index, row_of(s.vif, s.link.index, s.link.mtu)) for s in seated])
         seated = self._attach(seated)

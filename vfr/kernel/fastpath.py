@@ -616,8 +616,9 @@ class Fastpath:
 
     def renew_slots(self, tenants: Sequence[Tenant]) -> None:
         """Makes slots that nobody has ready for their tenants: tables, counters and blocks of ports as nobody has used
-        them, each kind with one system call. Unlike new_tables it does not wait until no program can be looking at
-        what was there: nobody has the slots, and retire_slots has seen to that."""
+        them, each kind with one system call. new_tables waits for each place until no program can be looking at what
+        was there; here the kernel waits once a kind (or not at all, before Linux 6.8), and nobody has had the slots
+        since retire_slots."""
         slots = [t.slot for t in tenants]
         self._set_all("complete", slots)
         self._set_all("runtime", slots)
@@ -629,8 +630,7 @@ class Fastpath:
                 places[name].append((t.slot, entries))
             queues = forgettable(t.limits, t.port_count)
             places["closing"] += [(t.slot * Kind.KINDS + kind, entries) for kind, entries in enumerate(queues)]
-        for name, wanted in places.items():
-            self._put_inners(name, wanted)
+        self._side_by_side(places, lambda name: self._put_inners(name, places[name]))
         self._maps["complete"].set_many((_u32(t.slot), _u32(t.owner)) for t in tenants)
 
     def _set_all(self, name: str, slots: Iterable[int]) -> None:
@@ -670,7 +670,8 @@ class Fastpath:
         slots = [t.slot for t in tenants]
         self._set_all("complete", slots)
         self.clear_blocks(tenants)
-        for name in (*_TABLES, "closing"):
+
+        def put(name: str) -> None:
             each = [slot * Kind.KINDS + k for slot in slots for k in range(Kind.KINDS)] if name == "closing" else slots
             inner = _abi.MAPS[name].inner
             assert inner is not None
@@ -679,6 +680,8 @@ class Fastpath:
                 self._maps[name].set_many((_u32(place), _u32(fd)) for place in each)
             finally:
                 os.close(fd)
+
+        self._side_by_side((*_TABLES, "closing"), put)
 
     def enter(self, entries: Sequence[tuple[int, int, DomainRow]]) -> None:
         """(slot, interface index, row): gives slots their tenants, in the order in which nothing points to what is
