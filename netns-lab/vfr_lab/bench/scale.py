@@ -249,6 +249,7 @@ def domains(lab: Lab, vfr: VfrBackend) -> Iterator[Point]:
     yield from traffic.points(here, "established", established)
     with _namespaces(lab) as names:
         first, second = names[:BURST], names[BURST:]
+        yield from _weight_of_pairs(lab, first)
         before = _memory()
         yield from _burst_by_python(lab, "add_domains", _ADDS, first)
         yield from _weight(lab, before, _memory())
@@ -334,6 +335,19 @@ def _weight(lab: Lab, before: dict[str, int], after: dict[str, int]) -> Iterator
     for kind in ("Slab", "Percpu"):
         grown = (after[kind] - before[kind]) / BURST / 1024
         yield Point("memory", BURST, "vfr", f"{kind} a domain, veth and all", grown, "kB")
+
+
+def _weight_of_pairs(lab: Lab, names: list[str]) -> Iterator[Point]:
+    """What as many veth pairs weigh into the same namespaces, with nothing of VFR's about them."""
+    before = _memory()
+    for number, name in enumerate(names):
+        ends = ["type", "veth", "peer", "name", "bare", "netns", name]
+        lab.exec("dom0", "ip", "link", "add", f"bare{number}", "numrxqueues", "1", "numtxqueues", "1", *ends)
+    after = _memory()
+    for number in range(len(names)):
+        lab.exec("dom0", "ip", "link", "del", f"bare{number}")
+    grown = (after["Slab"] - before["Slab"]) / len(names) / 1024
+    yield Point("memory", len(names), "vfr", "Slab a bare veth pair", grown, "kB")
 
 
 def _memlock(fd: int) -> int:
