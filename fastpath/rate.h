@@ -28,7 +28,9 @@
 #define MOST_BITS (8ULL << 20)    /* longer than any frame, so more debt than that is of a slower rate, gone now */
 #define MOST_PACKETS 4096
 #define WIRE_EXTRA 24             /* bytes that Ethernet puts around a frame: preamble, checksum, gap */
-#define QUEUE_NS 4000000ULL       /* of the uplink, the queue that is aimed at, and so many bits; the fair rate is */
+#define SHORT_BITS (8 * 256)
+#define SECOND_SHIFT 30            /* a second, nearly */
+#define QUEUE_NS 16000000ULL       /* of the uplink, the queue that is aimed at, and so many bits; the fair rate is */
 #define QUEUE_BITS (1ULL << 20)  /* tried anew four times in that time */
 
 /* What a packet takes, of whom. A slot that is none, as the LAN's, has no rates. */
@@ -114,35 +116,73 @@ static __always_inline __u64 ahead(__u64 until_ns, __u64 now)
 	return until_ns > now ? until_ns - now : 0;
 }
 
+/* Counts the sender among those that use the uplink, once a second. */
+static __always_inline void be_active(struct vfr_runtime *sender, struct vfr_runtime *uplink, __u64 now)
+{
+	__u32 second = now >> SECOND_SHIFT, before = sender->active_at, was = uplink->active_at;
+
+	if (before == second || __sync_val_compare_and_swap(&sender->active_at, before, second) != before)
+		return;
+	if (was != second && __sync_val_compare_and_swap(&uplink->active_at, was, second) == was) {
+		uplink->active_before = was + 1 == second ? uplink->active : 0;
+		uplink->active = 0;
+	}
+	__sync_fetch_and_add(&uplink->active, 1);
+}
+
+/* What each would get if all that use the uplink wanted more than that. */
+static __always_inline __u64 least_share(const struct vfr_runtime *uplink, __u64 rate)
+{
+	__u32 most = uplink->active > uplink->active_before ? uplink->active : uplink->active_before;
+
+	return most ? rate / most : rate;
+}
+
 /* The fair rate, tried anew if it is time: whoever gets to it first sees to that. */
 static __always_inline __u64 fair_rate(struct vfr_runtime *uplink, __u64 rate, __u64 queue, __u64 aim, __u64 now)
 {
-	__u64 old = uplink->adjusted_ns, fair = uplink->fair_rate;
+	__u64 old = uplink->adjusted_ns, fair = uplink->fair_rate, least = least_share(uplink, rate);
 
 	if (!fair || fair > rate)
 		fair = uplink->fair_rate = rate;
-	if (now - old < aim / 4 || __sync_val_compare_and_swap(&uplink->adjusted_ns, old, now) != old)
+	if (now - old < aim || __sync_val_compare_and_swap(&uplink->adjusted_ns, old, now) != old)
 		return fair;
 	if (queue > 2 * aim)
 		fair -= fair / 4;
 	else if (queue > aim)
 		fair -= fair / 16;
 	else
-		fair += fair / 16;
-	if (fair < rate / VFR_SLOTS)
-		fair = rate / VFR_SLOTS;
-	fair = fair < rate ? fair + 1 : rate;
-	uplink->fair_rate = fair;
-	return fair;
+		fair += fair / 16 + 1;
+	if (fair < least)
+		fair = least;
+	uplink->fair_rate = fair < rate ? fair : rate;
+	return uplink->fair_rate;
+}
+
+/* Whether the sender has had too much of the uplink. At first only now and then a packet of its is dropped for that,
+ * which TCP heeds; who does not heed it is held to the fair rate. What is short may go when nothing else of its may:
+ * acknowledgments, questions, keystrokes. */
+static __always_inline bool has_enough(struct vfr_runtime *sender, const struct load *load, __u64 aim)
+{
+	__u64 had = ahead(sender->share_until_ns, load->now), old = sender->warned_ns;
+
+	if (load->bits <= SHORT_BITS)
+		return had > 8 * aim;
+	if (had > 4 * aim)
+		return true;
+	return had > 2 * aim && load->now - old > aim &&
+	       __sync_val_compare_and_swap(&sender->warned_ns, old, load->now) == old;
 }
 
 /* Whether the sender may have the uplink now; 0, or the fair rate at which it is charged for it. */
 static __always_inline __u64 share(struct vfr_runtime *sender, struct vfr_runtime *uplink, const struct load *load)
 {
 	__u64 queue = ahead(uplink->share_until_ns, load->now), aim = queue_aim(load->uplink_rate);
-	__u64 fair = fair_rate(uplink, load->uplink_rate, queue, aim, load->now);
+	__u64 fair;
 
-	return queue <= aim / 4 || ahead(sender->share_until_ns, load->now) <= 2 * aim ? fair : 0;
+	be_active(sender, uplink, load->now);
+	fair = fair_rate(uplink, load->uplink_rate, queue, aim, load->now);
+	return queue > aim / 2 && has_enough(sender, load, aim) ? 0 : fair;
 }
 
 /* What was had beyond the share while there was room is not held against anybody later. */
@@ -150,7 +190,7 @@ static __always_inline void draw_share(struct vfr_runtime *sender, struct vfr_ru
 				       const struct load *load, __u64 fair)
 {
 	__u64 bits = load->bits + load->packets * WIRE_EXTRA * 8, old = sender->share_until_ns;
-	__u64 most = load->now + 2 * queue_aim(load->uplink_rate);
+	__u64 most = load->now + 8 * queue_aim(load->uplink_rate);
 
 	draw(&uplink->share_until_ns, load->now, time_for(bits, load->uplink_rate));
 	if (old > most)

@@ -436,10 +436,15 @@ struct vfr_runtime {
 	struct vfr_credit outward;        /* what it sends, */
 	struct vfr_credit inward;         /* and what it is sent */
 	__u64 share_until_ns;         /* its share of the uplink; of the LAN's row, the uplink itself */
+	__u64 warned_ns;              /* and when it was last told, by a drop, that it has enough of it */
 	__u64 fair_rate;              /* the LAN's row: bits a second of the uplink that nobody need exceed, */
-	__u64 adjusted_ns;            /* and since when it is that */
+	__u64 adjusted_ns;            /* and since when it is that; */
+	__u32 active_at;              /* the second in which it was last counted among those that use the uplink; */
+	__u32 active;                 /* the LAN's row: how many did in that second, */
+	__u32 active_before;          /* and in the one before */
+	__u32 zero;
 };
-_Static_assert(sizeof(struct vfr_runtime) == 120, "vfr_runtime");
+_Static_assert(sizeof(struct vfr_runtime) == 144, "vfr_runtime");
 
 /* @dhcp_work, one row a CPU: the DHCP message at hand. Too much for a program's stack, and for the verifier to follow. */
 struct vfr_dhcp_work {

@@ -493,12 +493,17 @@ class Runtime(ctypes.Structure):
         ("outward", Credit),
         ("inward", Credit),
         ("share_until_ns", ctypes.c_uint64),
+        ("warned_ns", ctypes.c_uint64),
         ("fair_rate", ctypes.c_uint64),
         ("adjusted_ns", ctypes.c_uint64),
+        ("active_at", ctypes.c_uint32),
+        ("active", ctypes.c_uint32),
+        ("active_before", ctypes.c_uint32),
+        ("zero", ctypes.c_uint32),
     ]
 
 
-assert ctypes.sizeof(Runtime) == 120
+assert ctypes.sizeof(Runtime) == 144
 
 class Session(ctypes.Structure):
     _fields_ = [
@@ -566,7 +571,7 @@ MAPS = {
     "remotes": MapSpec(11, 12, 4, 1048576, 1),
     "rules": MapSpec(2, 4, 40, 262144, 0),
     "macs": MapSpec(1, 8, 4, 8192, 0),
-    "runtime": MapSpec(2, 4, 120, 4098, 0),
+    "runtime": MapSpec(2, 4, 144, 4098, 0),
     "counters": MapSpec(6, 4, 1056, 4098, 0),
     "dhcp_work": MapSpec(6, 4, 1644, 1, 0),
     "trace": MapSpec(2, 4, 40, 1, 0),

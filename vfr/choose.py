@@ -18,6 +18,7 @@ from vfr._abi import Limit
 from vfr.errors import ConflictError, UsageError, VfrError
 from vfr.forwards import FORWARD_BASE, POOL
 from vfr.registry import Contents, Domain, Nat, Rules, Seat
+from vfr.settings import LEAST_RATE, MOST_RATE
 from vfr.view import GuestWords
 
 GATEWAY = IPv4Address("169.254.1.0")
@@ -357,6 +358,27 @@ def uplink_has(nat: Nat) -> bool:
 
     link = links.link(nat.uplink)
     return link is not None and any(i == link.index and a.ip == nat.address for i, a in links.addresses())
+
+
+def uplink_rate(nat: Nat | None) -> int:
+    """What the uplink takes in bits a second, as it was said or as its interface says; 0 if it is not shared out."""
+    from vfr.kernel import links
+
+    if nat is None:
+        return 0
+    return links.speed(nat.uplink) if nat.uplink_rate is None else nat.uplink_rate
+
+
+def as_rate(given: int | str) -> int | None:
+    """What a registry notes of an uplink's rate: None for "auto"."""
+    if given == "auto":
+        return None
+    rate = int(given)
+    if rate and not LEAST_RATE <= rate <= MOST_RATE:
+        raise UsageError(
+            f"the uplink's rate {given} is out of range; it takes {LEAST_RATE} to {MOST_RATE} bits a second"
+        )
+    return rate
 
 
 def followed(contents: Contents) -> Contents:

@@ -113,6 +113,8 @@ def _show_nat(answer: dict[str, Any]) -> None:
         f"NAT is on: domains reach the LAN by {answer['uplink']} as {answer['address']}"
         f" (rules: {answer['rules']}, ports {answer['ports']}, {answer['ports_per_domain']} a domain)"
     )
+    if answer["uplink_rate"]:
+        print(f"  they share {rating.short(answer['uplink_rate'])}bit/s of it when they want more")
     if answer["attached_by"] is None:
         print(f"but nothing is attached to {answer['uplink']}: run `vfr nat enable` to repair")
     if not answer["is_installed"]:
@@ -160,12 +162,16 @@ def nat_enable(
     ports: Annotated[str | None, typer.Option(help="Outside ports that domains share [16384-32767].")] = None,
     ports_per_domain: Annotated[int | None, typer.Option(help="How many of them a domain owns [64].")] = None,
     rules: Annotated[Path | None, typer.Option(help="Rule file [rules/xen.rules].")] = None,
+    uplink_rate: Annotated[
+        str | None, typer.Option(help="Bits a second that the uplink takes, to be shared: 1G; none; auto [auto].")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Give every domain NAT to the LAN, and ssh from the LAN on port 2200+x."""
     with Router() as router:
         x, range_ = _range(forwards, "--forwards"), _range(ports, "--ports")
-        _nat(router.nat_enable(uplink, address, x, range_, ports_per_domain, rules), json)
+        rate = rating.bits("--uplink-rate", uplink_rate) if uplink_rate not in (None, "auto") else uplink_rate
+        _nat(router.nat_enable(uplink, address, x, range_, ports_per_domain, rules, rate), json)
 
 
 @nat.command("disable")

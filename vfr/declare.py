@@ -27,7 +27,7 @@ def _domain_line(d: Domain) -> DomainLine:
 
 
 def _nat_line(nat: Nat) -> NatLine:
-    return NatLine(nat.uplink, str(nat.address), nat.ports, nat.ports_per_domain, nat.forwards)
+    return NatLine(nat.uplink, str(nat.address), nat.ports, nat.ports_per_domain, nat.forwards, nat.uplink_rate)
 
 
 def _rule_lines(contents: Contents) -> list[str]:

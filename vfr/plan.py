@@ -46,13 +46,14 @@ class Vif:
 
 @dataclass(frozen=True, slots=True)
 class Uplink:
-    """The interface to the LAN."""
+    """The interface to the LAN. `rate` is what it takes in bits a second, 0 if that is not known or not to be shared."""
 
     name: str
     index: int
     mtu: int
     address: IPv4Address
     lan: IPv4Network
+    rate: int = 0
 
 
 @dataclass(frozen=True, slots=True)

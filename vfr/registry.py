@@ -57,7 +57,8 @@ CREATE TABLE domains (
 @dataclass(frozen=True, slots=True)
 class Nat:
     """The settings of `vfr nat enable`. Ports and x are (low, high), both included. `is_fixed`: the address was named, so
-    NAT waits for it rather than follow the uplink to another."""
+    NAT waits for it rather than follow the uplink to another. `uplink_rate` is what the uplink takes, in bits a second: 0
+    if it is not to be shared out, None if it is what the interface says of itself."""
 
     uplink: str
     address: IPv4Address
@@ -65,6 +66,7 @@ class Nat:
     ports: tuple[int, int]
     ports_per_domain: int
     is_fixed: bool = False
+    uplink_rate: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,7 @@ def _nat(raw: dict[str, Any]) -> Nat:
         (raw["ports"][0], raw["ports"][1]),
         raw["ports_per_domain"],
         raw.get("is_fixed", False),
+        raw.get("uplink_rate"),
     )
 
 

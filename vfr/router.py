@@ -37,6 +37,7 @@ from vfr.choose import (
     NAT_PORTS,
     PORTS_PER_DOMAIN,
     Taken,
+    as_rate,
     check_listeners,
     check_name,
     check_place,
@@ -53,6 +54,7 @@ from vfr.choose import (
     listeners,
     no_such,
     uplink_has,
+    uplink_rate,
 )
 from vfr.declare import Preview, exported
 from vfr.doctor import OLDEST_KERNEL, Facts, Finding, Netfilter, Ours, VifState, findings
@@ -212,6 +214,7 @@ class Router:
             fastpath=runs,
             is_installed=runs is None or runs == installed,
             dhcp=str(contents.dhcp),
+            uplink_rate=uplink_rate(nat),
         )
 
     def _builds(self) -> tuple[str | None, str]:
@@ -776,14 +779,16 @@ class Router:
         ports: tuple[int, int] | None = None,
         ports_per_domain: int | None = None,
         rules: Path | None = None,
+        uplink_rate: int | str | None = None,
     ) -> NatStatus:
         """Gives every domain a masqueraded way to the LAN, and the forwards 2200+x. Run again, it repairs,
         and changes what is named. `forwards` are (low x, high x); `ports` (low, high) is what blocks are
-        cut from. Everything is checked before anything is changed."""
+        cut from. `uplink_rate` is what the uplink takes, in bits a second, to be shared out when domains want more: 0 not
+        to, "auto" (as at first) for what the interface says. Everything is checked before anything is changed."""
         _check_machine()
 
         def change(before: Contents, registry: Registry) -> Contents:
-            nat = self._new_nat(before, uplink, address, forwards, ports, ports_per_domain)
+            nat = self._new_nat(before, uplink, address, forwards, ports, ports_per_domain, uplink_rate)
             if before.rules and not rules:
                 return replace(before, nat=nat)
             file = rules or SHIPPED_RULES / "xen.rules"
@@ -800,6 +805,7 @@ class Router:
         forwards: tuple[int, int] | None,
         ports: tuple[int, int] | None,
         per_domain: int | None,
+        uplink_rate: int | str | None,
     ) -> Nat:
         old = before.nat
         if old and uplink in (None, old.uplink) and address is None and uplink_has(old):
@@ -813,6 +819,9 @@ class Router:
             ports or (old.ports if old else NAT_PORTS),
             per_domain or (old.ports_per_domain if old else PORTS_PER_DOMAIN),
             address is not None or (old is not None and old.is_fixed and uplink in (None, old.uplink)),
+            (old.uplink_rate if old and uplink in (None, old.uplink) else None)
+            if uplink_rate is None
+            else as_rate(uplink_rate),
         )
         check_ports(nat.ports, nat.ports_per_domain, nat.forwards)
         check_listeners(nat.ports, nat.forwards)
@@ -932,7 +941,9 @@ class Router:
     def _declared_nat(self, line: NatLine, before: Contents) -> Nat | None:
         if line.uplink == "off":
             return None
-        return self._new_nat(before, line.uplink, line.address, line.ssh, line.ports, line.ports_per_domain)
+        return self._new_nat(
+            before, line.uplink, line.address, line.ssh, line.ports, line.ports_per_domain, line.uplink_rate
+        )
 
     def _declared_domain(
         self, line: DomainLine, before: Contents, registry: Registry | None, original: Sequence[Domain]

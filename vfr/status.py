@@ -74,6 +74,7 @@ class NatStatus:
     fastpath: str | None = None  # the digest of the build that runs
     is_installed: bool = True  # whether that is the installed one
     dhcp: str = "off"  # what guests are told of which nothing else is said
+    uplink_rate: int = 0  # bits a second that domains share when they want more, 0 if nobody has said how many
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vfr import forwards
 from vfr import instance as instances
 from vfr import reach as reaching
-from vfr.choose import GATEWAY, NAT_PORTS, derived_mac
+from vfr.choose import GATEWAY, NAT_PORTS, derived_mac, uplink_rate
 from vfr.forwards import POOL
 from vfr.registry import Contents, Domain, Nat
 from vfr.ruling import digest, read
@@ -61,7 +61,7 @@ def uplink_of(nat: Nat | None, present: Mapping[str, Link]) -> Uplink | None:
         return None
     for index, own in links.addresses():
         if index == link.index and own.ip == nat.address:
-            return Uplink(link.name, link.index, link.mtu, nat.address, own.network)
+            return Uplink(link.name, link.index, link.mtu, nat.address, own.network, uplink_rate(nat))
     return None
 
 
@@ -125,7 +125,9 @@ def config_of(contents: Contents, up: Uplink | None, sorter: int) -> Config:
     made = Config(GATEWAY, POOL, None, None, 0, 0, low, high, sorter, contents.timers)
     if up is None:
         return made
-    return replace(made, outside=up.address, lan=up.lan, uplink_ifindex=up.index, uplink_mtu=up.mtu)
+    return replace(
+        made, outside=up.address, lan=up.lan, uplink_ifindex=up.index, uplink_mtu=up.mtu, uplink_rate=up.rate
+    )
 
 
 def guard_of(up: Uplink | None, ways: tuple[forwards.Way, ...]) -> Guard:

@@ -334,3 +334,16 @@ def get_conf(interface: str, name: str, family: str = "ipv4") -> int | None:
     """The same, read; None if there is no such setting."""
     path = Path("/proc/sys/net") / family / "conf" / interface / name
     return int(path.read_text()) if path.exists() else None
+
+
+def speed(name: str) -> int:
+    """What an interface says that it takes, in bits a second. 0 for one without a device behind it, as a veth, whose word
+    means nothing; and for one that does not know, or has no carrier."""
+    device = Path("/sys/class/net") / name
+    if not (device / "device").exists():
+        return 0
+    try:
+        mbit = int((device / "speed").read_text())
+    except OSError:
+        return 0
+    return max(mbit, 0) * 10**6

@@ -108,6 +108,7 @@ class NatLine:
     ports: tuple[int, int] | None = None
     ports_per_domain: int | None = None
     ssh: tuple[int, int] | None = None
+    uplink_rate: int | None = None  # bits a second, 0 if it is not to be shared out
 
     def __str__(self) -> str:
         words = ["nat", self.uplink]
@@ -115,6 +116,7 @@ class NatLine:
             words += [word, str(value)] if value is not None else []
         for word, pair in (("ports", self.ports), ("ssh", self.ssh)):
             words += [word, range_text(pair)] if pair else []
+        words += ["uplink-rate", str(self.uplink_rate)] if self.uplink_rate is not None else []
         return " ".join(words)
 
 
@@ -290,6 +292,7 @@ class _Builder:
             _pair(given["ports"]) if "ports" in given else None,
             _number(given["ports-per-domain"]) if "ports-per-domain" in given else None,
             _pair(given["ssh"]) if "ssh" in given else None,
+            _number(given["uplink-rate"]) if "uplink-rate" in given else None,
         )
         if uplink == "off" and options:
             raise _At(options[0], "`nat off` takes nothing more")
@@ -382,7 +385,7 @@ def _icmp_request(token: Token) -> int:
 
 _OWN_WORDS = {ICMP: "icmp"} | {number: word for word, number in WITH_PORTS.items()}
 DIGITS_MOST = 12
-_NAT_OPTIONS = ("address", "ports", "ports-per-domain", "ssh")
+_NAT_OPTIONS = ("address", "ports", "ports-per-domain", "ssh", "uplink-rate")
 _GUEST_OPTIONS = ("guest-address", "guest-mac", "guest-gateway")
 _PLACES = ("netns", "tap", "device")
 _DOMAIN_OPTIONS = (*_PLACES, "address", "mac", *_GUEST_OPTIONS, *(f.name.replace("_", "-") for f in fields(Limits)))

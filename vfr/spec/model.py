@@ -74,7 +74,7 @@ SORTED_PIECES_MAX = 128
 LAN_ERRORS_PER_S = 100
 ETHERTYPE_LEAST = 0x600
 WIRE_EXTRA = 24
-QUEUE = 4_000_000
+QUEUE = 16_000_000
 LINK_LOCAL = IPv4Network("169.254.0.0/16")
 MULTICAST = IPv4Network("224.0.0.0/4")
 MARTIANS = tuple(IPv4Network(n) for n in ("0.0.0.0/8", "127.0.0.0/8", "240.0.0.0/4"))
@@ -537,7 +537,7 @@ class _Run:
         drawn = [cap for cap in caps if cap.per_s and cap.what[0] != LAN]
         for cap in drawn:
             _end_if((not self.has_credit(cap.what, burst, _time_for(cap.most, cap.per_s)), cap.verdict))
-        fair = self.fair_share(self.router.uplink_rate) if to_uplink and self.router.uplink_rate else 0
+        fair = self.fair_share(self.router.uplink_rate, bits) if to_uplink and self.router.uplink_rate else 0
         for cap in drawn:
             self.draw(cap.what, _time_for(cap.amount, cap.per_s))
         if fair:
@@ -554,24 +554,50 @@ class _Run:
     def draw(self, what: tuple[int, str], takes: int) -> None:
         self.whole[what] = max(self.whole.get(what, 0), self.now) + takes
 
-    def fair_share(self, rate: int) -> int:
+    def fair_share(self, rate: int, bits: int) -> int:
         """The fair rate, if the sender may have the uplink now: its queue is short, or the sender has had less."""
         aim = _queue_aim(rate)
         queue = max(self.whole.get((LAN, "share"), 0) - self.now, 0)
+        self.be_active()
         fair = self.whole.get((LAN, "fair"), 0)
         fair = fair if 0 < fair <= rate else rate
-        if self.now - self.whole.get((LAN, "adjusted"), 0) >= aim // 4:
-            change = -(fair // 4) if queue > 2 * aim else -(fair // 16) if queue > aim else fair // 16
-            fair = min(max(fair + change, rate // Limit.SLOTS) + 1, rate)
+        if self.now - self.whole.get((LAN, "adjusted"), 0) >= aim:
+            least = rate // (max(self.whole.get((LAN, "active"), 0), self.whole.get((LAN, "active before"), 0)) or 1)
+            change = -(fair // 4) if queue > 2 * aim else -(fair // 16) if queue > aim else fair // 16 + 1
+            fair = min(max(fair + change, least), rate)
             self.whole[LAN, "adjusted"] = self.now
         self.whole[LAN, "fair"] = fair
-        had = max(self.whole.get((self.sender, "share"), 0) - self.now, 0)
-        _end_if((queue > aim // 4 and had > 2 * aim, V.DROP_SHARE))
+        _end_if((queue > aim // 2 and self.has_enough(bits, aim), V.DROP_SHARE))
         return fair
+
+    def be_active(self) -> None:
+        """Counts the sender among those that use the uplink in this second, or what is nearly one."""
+        second = (self.now >> 30) % 2**32
+        if self.whole.get((self.sender, "active at"), 0) == second:
+            return
+        self.whole[self.sender, "active at"] = second
+        was = self.whole.get((LAN, "active at"), 0)
+        if was != second:
+            self.whole[LAN, "active before"] = self.whole.get((LAN, "active"), 0) if was + 1 == second else 0
+            self.whole[LAN, "active at"], self.whole[LAN, "active"] = second, 0
+        self.whole[LAN, "active"] = self.whole.get((LAN, "active"), 0) + 1
+
+    def has_enough(self, bits: int, aim: int) -> bool:
+        """Whether the sender has had too much: of short packets later than of long ones, of which first one now and
+        then is refused, and then each."""
+        had = max(self.whole.get((self.sender, "share"), 0) - self.now, 0)
+        if bits <= 8 * 256:
+            return had > 8 * aim
+        if had > 4 * aim or had <= 2 * aim:
+            return had > 4 * aim
+        is_due = self.now - self.whole.get((self.sender, "warned"), 0) > aim
+        if is_due:
+            self.whole[self.sender, "warned"] = self.now
+        return is_due
 
     def draw_share(self, bits: int, rate: int, fair: int) -> None:
         self.draw((LAN, "share"), _time_for(bits, rate))
-        what, most = (self.sender, "share"), self.now + 2 * _queue_aim(rate)
+        what, most = (self.sender, "share"), self.now + 8 * _queue_aim(rate)
         self.whole[what] = min(self.whole.get(what, 0), most)
         self.draw(what, _time_for(bits, fair))
 
