@@ -208,6 +208,42 @@ struct {
 	__type(value, struct vfr_trace);
 } trace SEC(".maps");
 
+/* Who captures what, see capture.h; written by the control plane only. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, VFR_CAPTURES_ALL + 1);
+	__type(key, __u32);
+	__type(value, struct vfr_capture);
+} captures SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, VFR_SLOTS);
+	__type(key, __u32);
+	__type(value, struct vfr_captured);
+} captured SEC(".maps");
+
+/* The ring of each slot's capture, which lives as long as whoever reads it, and is as large as that wants it. */
+struct vfr_capture_ring {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 16);
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, VFR_SLOTS);
+	__type(key, __u32);
+	__array(values, struct vfr_capture_ring);
+} capture_rings SEC(".maps");
+
+/* The frame at hand as it came in, until its end is known. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct vfr_sight);
+} arrival SEC(".maps");
+
 /*
  * NOTE: a map helper of Linux 6.1 takes keys and values from the stack, from a map or from a packet, and not
  * by a pointer that a verified-for-itself (noinline) function was given: such a function copies first.

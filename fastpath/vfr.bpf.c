@@ -24,7 +24,8 @@
  * skips the receiver's hooks. Each stage is the header of its name and returns a verdict; the first
  * that is not VFR_CONTINUE is the packet's end. @finish is the only exit: it counts the verdict and
  * turns it into what the kernel is told; where a router owes the sender an ICMP error, @refuse makes one
- * of the packet.
+ * of the packet. While somebody captures a VIF, what was on it goes into a ring, with its verdict (@see_arrival,
+ * @see_end, capture.h).
  *
  * Identity comes from the interface: @vifs gives the slot, @domains the one MAC and address that its
  * frames may carry. Nothing a guest writes into a frame changes whose it is. Of a clone, one of several guests that
@@ -78,6 +79,7 @@
  */
 #include <linux/pkt_cls.h>
 #include "answer.h"
+#include "capture.h"
 #include "deliver.h"
 #include "ether.h"
 #include "rate.h"
@@ -96,6 +98,7 @@ const volatile enum vfr_holder abi_holder = VFR_PORT_FREE;
 const volatile enum vfr_action abi_action = VFR_ACTION_NONE;
 const volatile enum vfr_kind abi_kind = VFR_KIND_LAN;
 const volatile enum vfr_way abi_way = VFR_WAY_SORT;
+const volatile enum vfr_seen abi_seen = VFR_SEEN_NOT;
 const volatile enum vfr_space abi_space = VFR_SPACE_TCP;
 const volatile enum vfr_tcp_state abi_tcp_state = VFR_TCP_NONE;
 const volatile enum vfr_tcp_event abi_tcp_event = VFR_TCP_OPENER_SYN;
@@ -196,10 +199,38 @@ static __always_inline bool is_logged(const struct vfr_pkt *p)
 	return rule && rule->log;
 }
 
+/* For the captures of whose packet it was, and of whom it was for. */
+static __always_inline void see(struct vfr_pkt *p, enum vfr_verdict verdict)
+{
+	struct ending end = {
+		.now = p->now,
+		.verdict = verdict,
+		.rule = p->rule,
+		.row = p->row,
+		.to = p->to_node,
+		.outside_port = p->outside_port,
+		.sorted = p->sorted,
+	};
+
+	see_end(p->skb, &end);
+}
+
+/* Sends the error that is due, if any. */
+static __always_inline int drop(struct vfr_pkt *p, enum vfr_verdict verdict)
+{
+	int action = refuse(p, verdict);
+
+	if (action != TC_ACT_SHOT && is_capturing(p->now))
+		see_error(p->skb, p->row);
+	return action;
+}
+
 /* The one exit. */
 static __always_inline int finish(struct vfr_pkt *p, enum vfr_verdict verdict)
 {
 	count(p, verdict);
+	if (is_capturing(p->now))
+		see(p, verdict);
 	if (tracing)
 		note_trace(p, verdict);
 	switch (verdict) {
@@ -218,7 +249,7 @@ static __always_inline int finish(struct vfr_pkt *p, enum vfr_verdict verdict)
 		return p->sorted ? p->action : TC_ACT_UNSPEC;
 	default:
 		tell_end(p, verdict);
-		return refuse(p, verdict);
+		return drop(p, verdict);
 	}
 }
 
@@ -229,6 +260,8 @@ static __always_inline enum vfr_verdict be_sender(struct vfr_pkt *p, __u32 slot)
 	if (!p->from)
 		return VFR_DROP_NOT_READY;
 	p->row = slot;
+	if (is_capturing(p->now))
+		see_arrival(p->skb, slot, p->now);
 	return VFR_CONTINUE;
 }
 
@@ -301,7 +334,8 @@ SEC("tc")
 int vif_ingress(struct __sk_buff *skb)
 {
 	struct vfr_config *config = config_now();
-	struct vfr_pkt p = { .skb = skb, .config = config, .now = now(config), .row = VFR_ROW_UNKNOWN };
+	struct vfr_pkt p = { .skb = skb, .config = config, .now = now(config), .row = VFR_ROW_UNKNOWN,
+			     .to_node = VFR_NODE_NONE };
 	enum vfr_verdict verdict = identify(&p);
 
 	if (verdict == VFR_CONTINUE)
@@ -321,7 +355,8 @@ SEC("tc")
 int uplink_ingress(struct __sk_buff *skb)
 {
 	struct vfr_config *config = config_now();
-	struct vfr_pkt p = { .skb = skb, .config = config, .now = now(config), .row = VFR_ROW_LAN };
+	struct vfr_pkt p = { .skb = skb, .config = config, .now = now(config), .row = VFR_ROW_LAN,
+			     .to_node = VFR_NODE_NONE };
 	enum vfr_verdict verdict = unmark(&p);
 
 	if (verdict == VFR_CONTINUE)
@@ -338,7 +373,7 @@ int sorter_ingress(struct __sk_buff *skb)
 {
 	struct vfr_config *config = config_now();
 	struct vfr_pkt p = { .skb = skb, .config = config, .now = now(config), .row = VFR_ROW_UNKNOWN,
-			     .sorted = true };
+			     .to_node = VFR_NODE_NONE, .sorted = true };
 
 	return finish(&p, config ? sorted(&p) : VFR_DROP_NOT_READY);
 }

@@ -117,6 +117,8 @@ enum vfr_limit {
 	VFR_RULES = 1 << 18,          /* numbers of rules */
 	VFR_PORT_SPACE = 65536,       /* outside ports of one protocol */
 	VFR_MAX_VERDICTS = 64,        /* room in the counters, so that a new verdict moves nothing */
+	VFR_CAPTURES_ALL = 4096,      /* @captures: the row whose time is that of all captures together */
+	VFR_SNAP_MAX = 2048,          /* bytes of a frame that a capture may have */
 	VFR_MARK_HAIRPIN = 0x56465201, /* skb->mark of a frame that we give to the uplink's hook ourselves: */
 	VFR_MARK_HOST = 0x56465202,   /* to be judged as from the LAN; sorted, and meant for the host */
 };
@@ -521,6 +523,59 @@ struct vfr_trace {
 	__u8 zero[5];
 };
 _Static_assert(sizeof(struct vfr_trace) == 40, "vfr_trace");
+
+/*
+ * @captures, a row per slot, and one for all. Whoever reads a capture moves its time on, and that of all: nothing else
+ * of it changes while it goes on.
+ */
+struct vfr_capture {
+	__u64 until_ns;               /* the fastpath's time; past this, nobody reads any more */
+	__u64 wanted;                 /* a bit for each enum vfr_verdict */
+	__u32 generation;             /* whose frames: a slot's next tenant has another */
+	__u32 snap;                   /* so many bytes of a frame, VFR_SNAP_MAX at the most */
+	__u32 per_s;                  /* frames a second; 0 for any number */
+	__u32 zero;
+};
+_Static_assert(sizeof(struct vfr_capture) == 32, "vfr_capture");
+
+/* @captured, a row per slot: what the fastpath notes down about its capture. */
+struct vfr_captured {
+	__u64 whole_ns;               /* rate */
+	__u64 seen;                   /* wanted frames, of which these are lost: */
+	__u64 too_fast;               /* more a second than were asked for, */
+	__u64 no_room;                /* and those that the ring had no room for */
+	__u32 untold;                 /* lost since the last one that is in the ring */
+	__u32 zero;
+};
+_Static_assert(sizeof(struct vfr_captured) == 40, "vfr_captured");
+
+/* How a frame came to be on a VIF. */
+enum vfr_seen {
+	VFR_SEEN_NOT,
+	VFR_SEEN_FROM,                /* from the guest, as it sent it */
+	VFR_SEEN_AGAIN,               /* the guest's, as the sorter gave it back */
+	VFR_SEEN_TO,                  /* to the guest; or dropped on its way there, and then as it was at that point */
+	VFR_SEEN_REPLY,               /* to the guest, made by the router: an answer, or an ICMP error */
+};
+
+/* What is in a capture's ring: `kept` bytes of frame are there, the rest of it is not. */
+struct vfr_sight {
+	__u64 at_ns;                  /* the fastpath's time, when it came in */
+	__u32 verdict;                /* enum vfr_verdict; of a reply, of the frame that it answers */
+	__u32 length;                 /* of the frame, in bytes, without a VLAN tag that was taken off it */
+	__u32 kept;
+	__u32 lost;                   /* wanted frames before it that are not in the ring */
+	__u32 rule;                   /* number of the rule that decided, 0 if none was asked */
+	__u32 other;                  /* at the other end: a slot, VFR_NODE_LAN, or VFR_NODE_NONE */
+	__u32 gso_size;               /* it stands for segments with so many bytes each, 0 if for itself */
+	__be16 outside_port;          /* what the LAN sees of its conversation, 0 if nothing */
+	__be16 vlan_protocol;         /* of a VLAN tag that an interface took off it, 0 if none did, */
+	__u16 vlan_tag;               /* and what it says */
+	__u8 way;                     /* enum vfr_seen */
+	__u8 zero[5];
+	__u8 frame[VFR_SNAP_MAX];
+};
+_Static_assert(sizeof(struct vfr_sight) == 48 + VFR_SNAP_MAX, "vfr_sight");
 
 _Static_assert((int)VFR_VERDICTS <= (int)VFR_MAX_VERDICTS, "make room in vfr_counters");
 

@@ -142,7 +142,7 @@ def defined_structs(btf: Btf) -> list[dict[str, Any]]:
     for name in [
         n
         for n in ours
-        if n.endswith(("_table", "_queue")) or n in ("vfr_pkt", "vfr_arp", "vfr_icmp", "vfr_inner_types")
+        if n.endswith(("_table", "_queue", "_ring")) or n in ("vfr_pkt", "vfr_arp", "vfr_icmp", "vfr_inner_types")
     ]:
         del ours[name]
     ordered: dict[str, dict[str, Any]] = {}

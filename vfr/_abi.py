@@ -59,8 +59,18 @@ class Limit(enum.IntEnum):
     RULES = 262144
     PORT_SPACE = 65536
     MAX_VERDICTS = 64
+    CAPTURES_ALL = 4096
+    SNAP_MAX = 2048
     MARK_HAIRPIN = 1447449089
     MARK_HOST = 1447449090
+
+
+class Seen(enum.IntEnum):
+    SEEN_NOT = 0
+    SEEN_FROM = 1
+    SEEN_AGAIN = 2
+    SEEN_TO = 3
+    SEEN_REPLY = 4
 
 
 class Space(enum.IntEnum):
@@ -177,6 +187,32 @@ class Cap(ctypes.Structure):
 
 
 assert ctypes.sizeof(Cap) == 16
+
+class Capture(ctypes.Structure):
+    _fields_ = [
+        ("until_ns", ctypes.c_uint64),
+        ("wanted", ctypes.c_uint64),
+        ("generation", ctypes.c_uint32),
+        ("snap", ctypes.c_uint32),
+        ("per_s", ctypes.c_uint32),
+        ("zero", ctypes.c_uint32),
+    ]
+
+
+assert ctypes.sizeof(Capture) == 32
+
+class Captured(ctypes.Structure):
+    _fields_ = [
+        ("whole_ns", ctypes.c_uint64),
+        ("seen", ctypes.c_uint64),
+        ("too_fast", ctypes.c_uint64),
+        ("no_room", ctypes.c_uint64),
+        ("untold", ctypes.c_uint32),
+        ("zero", ctypes.c_uint32),
+    ]
+
+
+assert ctypes.sizeof(Captured) == 40
 
 class SessionKey(ctypes.Structure):
     _fields_ = [
@@ -520,6 +556,27 @@ class Session(ctypes.Structure):
 
 assert ctypes.sizeof(Session) == 32
 
+class Sight(ctypes.Structure):
+    _fields_ = [
+        ("at_ns", ctypes.c_uint64),
+        ("verdict", ctypes.c_uint32),
+        ("length", ctypes.c_uint32),
+        ("kept", ctypes.c_uint32),
+        ("lost", ctypes.c_uint32),
+        ("rule", ctypes.c_uint32),
+        ("other", ctypes.c_uint32),
+        ("gso_size", ctypes.c_uint32),
+        ("outside_port", ctypes.c_uint16.__ctype_be__),
+        ("vlan_protocol", ctypes.c_uint16.__ctype_be__),
+        ("vlan_tag", ctypes.c_uint16),
+        ("way", ctypes.c_uint8),
+        ("zero", ctypes.c_uint8 * 5),
+        ("frame", ctypes.c_uint8 * 2048),
+    ]
+
+
+assert ctypes.sizeof(Sight) == 2096
+
 class Trace(ctypes.Structure):
     _fields_ = [
         ("verdict", ctypes.c_uint32),
@@ -575,5 +632,9 @@ MAPS = {
     "counters": MapSpec(6, 4, 1056, 4098, 0),
     "dhcp_work": MapSpec(6, 4, 1644, 1, 0),
     "trace": MapSpec(2, 4, 40, 1, 0),
+    "captures": MapSpec(2, 4, 32, 4097, 0),
+    "captured": MapSpec(2, 4, 40, 4096, 0),
+    "capture_rings": MapSpec(12, 4, 4, 4096, 0, inner=MapSpec(27, 0, 0, 65536, 0)),
+    "arrival": MapSpec(6, 4, 2096, 1, 0),
     "offload": MapSpec(6, 4, 12, 1, 0),
 }

@@ -51,7 +51,7 @@ _TABLES = ("sessions", "inbound", "mappings", "fragments")
 _LIMIT_FIELDS = {"fragments": "pieces"}  # whose fields in a row have other names
 _IN_CAPS = frozenset({*CAPS, "burst_ms"})
 _IN_ROW = {f.name: _LIMIT_FIELDS.get(f.name, f.name) for f in fields(Limits) if f.name not in _IN_CAPS}
-_PER_CPU = ("counters", "offload", "dhcp_work")
+_PER_CPU = ("counters", "offload", "dhcp_work", "arrival")
 NOTES = {
     "digest": (_DIGEST_SIZE, 1),
     "complete": (4, int(Limit.SLOTS)),

@@ -17,13 +17,20 @@ from vfr import _abi
 Layout = Mapping[str, str]
 
 # What only counts and tells: made anew where its layout is another, since no conversation hangs on it.
-TELLING = frozenset({"counters", "events", "trace", "offload", "identifications", "dhcp_work"})
+TELLING = frozenset(
+    {"counters", "events", "trace", "offload", "identifications", "dhcp_work"}
+    | {"captures", "captured", "capture_rings", "arrival"}
+)
 _TELLING_WORDS = frozenset(f"the map {name}" for name in TELLING) | {
     "the struct Counters",
     "the struct Count",
     "the struct Event",
     "the struct Trace",
     "the struct DhcpWork",
+    "the struct Capture",
+    "the struct Captured",
+    "the struct Sight",
+    "the enum Seen",
     "the enum Verdict",
 }
 
@@ -94,6 +101,6 @@ def losing(found: Mapping[str, str]) -> dict[str, str]:
 def anew(found: Mapping[str, str]) -> Iterator[str]:
     """The maps that an upgrade cannot share with what runs: those that only tell, all of them if one's layout is
     another, and those that were not there."""
-    if any(what in _TELLING_WORDS for what in found):
+    if any(what in _TELLING_WORDS and not how.startswith("not there") for what, how in found.items()):
         yield from TELLING & _abi.MAPS.keys()
     yield from (what.removeprefix("the map ") for what, how in found.items() if how.startswith("not there"))

@@ -1,0 +1,120 @@
+"""Every case of the table while all VIFs are captured: each frame on one is seen once, with the verdict that it ended in,
+as its sender sent it, and as its receiver got it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from support import world
+from support.bench import Bench, Outcome
+from support.native import Native
+
+from cases.case import Case
+from cases.table import CASES
+from cases.test_table import _node
+from vfr import _abi
+from vfr._abi import Limit, Seen, Verdict
+from vfr.capture import WAYS, wish
+from vfr.kernel.capturing import Capture
+from vfr.spec.model import SORTER
+
+RING, RINGBUF = 1 << 14, 27
+EVERYTHING = wish(snap=int(Limit.SNAP_MAX), per_s=0)
+Sights = list[tuple[str, str, bytes]]  # the way, the verdict, the frame
+
+
+@pytest.fixture(scope="module")
+def captures(bench: Bench) -> Iterator[dict[int, Capture]]:
+    with ExitStack() as stack:
+        made = {
+            slot: stack.enter_context(Capture(bench.fastpath, slot, slot + 1, EVERYTHING, RING))
+            for slot in world.SLOTS.values()
+        }
+        for one in made.values():
+            one.start()
+            stack.callback(one.stop)
+        yield made
+
+
+def _seen(captures: dict[int, Capture]) -> dict[int, Sights]:
+    return {
+        slot: [(WAYS[Seen(s.way)], Verdict(s.verdict).name, data) for s, data in one.sights(0)]
+        for slot, one in captures.items()
+    }
+
+
+class Counted:
+    """What the counters of each slot have counted since it was made: name -> packets."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench, self._before = bench, bench.fastpath.counters(world.SLOTS.values())
+
+    def since(self, slot: int) -> dict[str, int]:
+        after = self._bench.fastpath.counters([slot])[slot]
+        more = {name: count - self._before[slot].get(name, (0, 0))[0] for name, (count, _) in after.items()}
+        return {name: count for name, count in more.items() if count}
+
+
+def _check(case: Case, outcome: Outcome, counted: dict[str, int], sights: Sights) -> None:
+    """What is seen of a slot is what is counted in its row; whose frames they are, the case and what came out say."""
+    received, errors = counted.pop("received", 0), counted.pop("errors", 0)
+    sent = [sight for sight in sights if sight[0] in ("from", "again")]
+    got = [sight for sight in sights if sight[0] == "to" and not sight[1].startswith("DROP_")]
+    replies = [sight for sight in sights if sight[0] == "reply"]
+    assert {verdict: 1 for _, verdict, _ in sent} == counted
+    assert [way for way, _, _ in sent] == len(sent) * ["again" if _node(case.sender) == SORTER else "from"]
+    assert all(frame == bytes(case.packet) for _, _, frame in sent)
+    assert len(got) == received and len(replies) == errors + counted.get("ANSWERED", 0)
+    assert all((verdict, frame) == (outcome.verdict.name, outcome.frame) for _, verdict, frame in got + replies)
+    assert all(verdict == outcome.verdict.name for _, verdict, _ in sights if verdict != "HAIRPIN")
+
+
+def _prepare(case: Case, bench: Bench) -> None:
+    bench.reset(world.router(case.rules))
+    for sender, packet in case.before:
+        bench.send(_node(sender), bytes(packet))
+    bench.host_binds(case.host)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.sentence)
+def test_object(case: Case, bench: Bench, captures: dict[int, Capture]) -> None:
+    for one in captures.values():
+        one.renew()
+    _prepare(case, bench)
+    _seen(captures)
+    counted = Counted(bench)
+    outcome = bench.send(_node(case.sender), bytes(case.packet))
+    for slot, sights in _seen(captures).items():
+        _check(case, outcome, counted.since(slot), sights)
+    assert not any(one.totals().lost for one in captures.values())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.sentence)
+def test_native(case: Case, native: Native) -> None:
+    """The native ring has no reader: counted is what goes in, and the last frame lies where it was copied."""
+    _prepare(case, native)
+    _capture_natively(native)
+    counted = Counted(native)
+    outcome = native.send(_node(case.sender), bytes(case.packet))
+    seen = 0
+    for slot in world.SLOTS.values():
+        row = _abi.Captured.from_buffer_copy(native.fastpath.map("captured").get(slot.to_bytes(4, "little")) or b"")
+        more = row.seen - sum(counted.since(slot).values()) - counted.since(slot).get("ANSWERED", 0)
+        assert more in (0, 1) if outcome.verdict.name.startswith("DROP_") else more == 0, "dropped on its way there"
+        seen += row.seen
+    last = _abi.Sight.from_buffer_copy(native.fastpath.map("arrival").get(bytes(4)) or b"")
+    assert not seen or Verdict(last.verdict) in (outcome.verdict, Verdict.HAIRPIN)
+
+
+def _capture_natively(native: Native) -> None:
+    fp = native.fastpath
+    row = _abi.Capture(until_ns=2**63, wanted=2**64 - 1, snap=int(Limit.SNAP_MAX))
+    for slot in (*world.SLOTS.values(), int(Limit.CAPTURES_ALL)):
+        row.generation = slot + 1
+        fp.map("captures").set(slot.to_bytes(4, "little"), bytes(row))
+    for slot in world.SLOTS.values():
+        fp.map("captured").set(slot.to_bytes(4, "little"), bytes(_abi.Captured()))
+        ring = native.bpf.create_map(RINGBUF, 0, 0, RING, 0, "capture")
+        fp.map("capture_rings").set(slot.to_bytes(4, "little"), ring.to_bytes(4, "little"))
