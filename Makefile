@@ -10,8 +10,8 @@ PACKAGES := clang-14 llvm-14 libclang-rt-14-dev gcc make libc6-dev libbpf-dev bp
             openssh-server openssh-client tcpdump iputils-ping iputils-arping procps ethtool util-linux \
             stun-client stun-server traceroute conntrack iptables vde2
 # What the attack battery attacks with; macof is dsniff's, nping comes with nmap. Debian starts neither udhcpd
-# (/etc/default/udhcpd) nor yersinia.
-LAB_PACKAGES := dsniff hping3 nmap thc-ipv6 udhcpc udhcpd yersinia isc-dhcp-client dhcpcd-base
+# (/etc/default/udhcpd) nor yersinia. tshark reads what `vfr capture` writes.
+LAB_PACKAGES := dsniff hping3 nmap thc-ipv6 tshark udhcpc udhcpd yersinia isc-dhcp-client dhcpcd-base
 VM_PACKAGES := qemu-system-x86 busybox-static cpio kmod
 BPFFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter \
             -I/usr/include/$(shell uname -m)-linux-gnu

@@ -194,5 +194,11 @@ class Totals:
     def lost(self) -> int:
         return self.too_fast + self.no_room
 
+    def __str__(self) -> str:
+        """`3 lost: 2 over --rate, 1 for want of room`."""
+        parts = [f"{self.too_fast} over --rate"] * bool(self.too_fast)
+        parts += [f"{self.no_room} for want of room"] * bool(self.no_room)
+        return f"{self.lost} lost{': ' if parts else ''}{', '.join(parts)}"
+
 
 __all__ = ["Packet", "Totals", "Wish", "comment", "line", "summary", "wish"]

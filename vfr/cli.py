@@ -5,21 +5,25 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import shutil
+import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from vfr import capture as sights
 from vfr import flows as flowing
 from vfr import naming
 from vfr import rates as rating
 from vfr import top as topping
 from vfr.bursts import Outcome
+from vfr.capturing import Capturing, Ended, File, take
 from vfr.confirming import seconds
 from vfr.doctor import has_problem
 from vfr.errors import ConflictError, UsageError, VfrError
@@ -496,6 +500,68 @@ def events(
                 print(_line(asdict(event)), flush=True)
             else:
                 _show_event(asdict(event))
+
+
+@contextlib.contextmanager
+def _noting_signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM go into the list instead of ending the process; a second one ends it."""
+    noted: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        noted.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@app.command()
+def capture(
+    name: Annotated[str, typer.Argument(help="A domain, or dom0.")],
+    write: Annotated[str | None, typer.Option("--write", "-w", help="Into a pcapng file; - for a pipe.")] = None,
+    count: Annotated[int | None, typer.Option(help="End after so many frames.", min=1)] = None,
+    time: Annotated[float | None, typer.Option(help="End after so many seconds.", min=0.1)] = None,
+    size: Annotated[int, typer.Option(help="End before the file has more MB.", min=1)] = 100,
+    snaplen: Annotated[int, typer.Option(help=f"Keep so many bytes of a frame, up to {sights.SNAP_MAX}.")] = sights.SNAP,
+    rate: Annotated[int, typer.Option(help="Take so many frames a second; 0: any number.")] = sights.PER_S,
+    dropped: Annotated[bool, typer.Option("--dropped", help="Only what is dropped.")] = False,
+    verdict: Annotated[list[str] | None, typer.Option(help="Only what ends so, as to_lan or policy.")] = None,
+    json: Json = False,
+) -> None:
+    """Show what is on a guest's VIF, frame by frame, with the verdict of each: a line for each, or a file for Wireshark,
+    which has it as a comment. Ends with Ctrl-C."""
+    wish = sights.wish(verdict or (), dropped, snaplen, rate)
+    with Router() as router, router.capture(name, wish) as found, _noting_signals() as told:
+        if write:
+            ended = _into_file(found, Path(write) if write != "-" else None, size * 10**6, (count, time, told), snaplen)
+        else:
+            ended = take(found, lambda packet: _show_sight(packet, json), count, time, lambda: bool(told))
+    print(f"{name}: {ended.taken} frames, {ended.totals}; {ended.why}", file=sys.stderr)
+    if ended.error:
+        raise ended.error
+
+
+def _into_file(
+    found: Capturing, path: Path | None, most: int, until: tuple[int | None, float | None, list[int]], snap: int
+) -> Ended:
+    count, time_s, told = until
+    with File(path, most) as file:
+        file.begin(found, snap)
+        ended = take(found, file.add, count, time_s, lambda: bool(told))
+        file.end(ended.totals)
+    return ended
+
+
+def _show_sight(packet: sights.Packet, as_json: bool) -> None:
+    try:
+        print(_line(asdict(packet) | {"data": packet.data.hex()}) if as_json else sights.line(packet), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or it would be tried once more at the end
+        raise
 
 
 @app.command()

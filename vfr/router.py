@@ -82,6 +82,8 @@ from vfr.top import check_sort
 from vfr.wanted import forward_rules, lan_of, policy_digest, reached, rules_of, seats, slots_of, wanted
 
 if TYPE_CHECKING:
+    from vfr.capture import Wish
+    from vfr.capturing import Capturing
     from vfr.explain import Explanation
     from vfr.flows import Flow
     from vfr.kernel.host import Host
@@ -370,6 +372,43 @@ class Router:
         """What rows of counters are called, as the router is now."""
         rows = {0: "dom0", int(Limit.ROW_LAN): "lan", int(Limit.ROW_UNKNOWN): "unknown"}
         return rows | {d.slot: d.name for d in read_only(self._instance.registry).domains}
+
+    @contextmanager
+    def capture(self, name: str, wish: Wish) -> Iterator[Capturing]:
+        """What is on the VIF of a domain, or of dom0, frame by frame with its verdict: see Capturing. UsageError if nobody
+        has the name, ConflictError if somebody captures it already."""
+        from vfr.capturing import Capturing
+        from vfr.kernel import mounts
+        from vfr.kernel.capturing import Capture
+        from vfr.kernel.host import Host
+
+        slot, interface = self._vif(name)
+        _check_root("nobody else may look into the fastpath")
+        pins = mounts.seen_from_here(self._instance.bpffs)
+        host = Host(self._instance)
+        try:
+            tenant = host.fastpath.domains().get(slot) if host.is_loaded else None
+            if tenant is None:
+                raise VfrError(f"{name!r} is not in the fastpath; any command that changes something repairs it")
+            with Capture(host.fastpath, slot, tenant.generation, wish) as capture:
+                with locked(self._instance.lock):
+                    capture.start()
+                try:
+                    yield Capturing(name, interface, capture, pins, Names(self._instance))
+                finally:
+                    capture.stop()
+        finally:
+            host.close()
+
+    def _vif(self, name: str) -> tuple[int, str]:
+        """The slot and the interface of a domain, or of dom0."""
+        contents = self._contents()
+        domain = next((d for d in contents.domains if d.name == name), None)
+        if domain is None and (name != "dom0" or contents.is_empty):
+            raise no_such(name, contents)
+        if domain is not None and domain.saved is not None:
+            raise VfrError(f"the domain {name!r} is away in a file, so nothing comes from it or gets to it")
+        return (domain.slot, domain.interface) if domain else (0, "vfr0")
 
     def doctor(self) -> tuple[Finding, ...]:
         """What on this host is in VFR's way, or is thought to be and is not: `vfr doctor`. Works without a router, and

@@ -166,16 +166,26 @@ class Names:
         self._rows.update({d.slot: d.name for d in contents.domains})
         self._rules = rules_by_number(contents)
 
-    def event(self, e: abi.Event) -> Event:
-        if e.row not in self._rows or (e.rule and e.rule not in self._rules):
+    def who(self, row: int) -> str:
+        """Whose a row of counters is."""
+        if row not in self._rows:
             self._read()
-        rule, where = self._rules.get(e.rule, (None, None))
+        return self._rows.get(row, f"slot {row}")
+
+    def rule(self, number: int) -> tuple[str | None, str | None]:
+        """A rule, and where it stands; of number 0, and of a rule that is gone, nothing."""
+        if number and number not in self._rules:
+            self._read()
+        return self._rules.get(number, (None, None))
+
+    def event(self, e: abi.Event) -> Event:
+        rule, where = self.rule(e.rule)
         verdict = Verdict(e.verdict).name
         is_ip = e.ethertype == 0x0800
         return Event(
             at=e.at_ns / 1e9,
             kind="drop" if verdict.startswith("DROP_") else "begin",
-            who=self._rows.get(e.row, f"slot {e.row}"),
+            who=self.who(e.row),
             verdict=verdict,
             src=str(IPv4Address(e.src)),
             dst=str(IPv4Address(e.dst)),
