@@ -20,7 +20,7 @@ from vfr.capture import WAYS, wish
 from vfr.kernel.capturing import Capture
 from vfr.spec.model import SORTER
 
-RING, RINGBUF = 1 << 14, 27
+RING = 1 << 14
 EVERYTHING = wish(snap=int(Limit.SNAP_MAX), per_s=0)
 Sights = list[tuple[str, str, bytes]]  # the way, the verdict, the frame
 
@@ -95,7 +95,7 @@ def test_object(case: Case, bench: Bench, captures: dict[int, Capture]) -> None:
 def test_native(case: Case, native: Native) -> None:
     """The native ring has no reader: counted is what goes in, and the last frame lies where it was copied."""
     _prepare(case, native)
-    _capture_natively(native)
+    native.capture(world.SLOTS.values())
     counted = Counted(native)
     outcome = native.send(_node(case.sender), bytes(case.packet))
     seen = 0
@@ -106,15 +106,3 @@ def test_native(case: Case, native: Native) -> None:
         seen += row.seen
     last = _abi.Sight.from_buffer_copy(native.fastpath.map("arrival").get(bytes(4)) or b"")
     assert not seen or Verdict(last.verdict) in (outcome.verdict, Verdict.HAIRPIN)
-
-
-def _capture_natively(native: Native) -> None:
-    fp = native.fastpath
-    row = _abi.Capture(until_ns=2**63, wanted=2**64 - 1, snap=int(Limit.SNAP_MAX))
-    for slot in (*world.SLOTS.values(), int(Limit.CAPTURES_ALL)):
-        row.generation = slot + 1
-        fp.map("captures").set(slot.to_bytes(4, "little"), bytes(row))
-    for slot in world.SLOTS.values():
-        fp.map("captured").set(slot.to_bytes(4, "little"), bytes(_abi.Captured()))
-        ring = native.bpf.create_map(RINGBUF, 0, 0, RING, 0, "capture")
-        fp.map("capture_rings").set(slot.to_bytes(4, "little"), ring.to_bytes(4, "little"))

@@ -10,12 +10,14 @@ import ctypes
 import importlib.util
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from support import world
 from support.bench import ANSWERS, Bench, Outcome
+from vfr import _abi
 from vfr._abi import Limit, Verdict
 from vfr.kernel import bpf, fastpath
 from vfr.spec.model import LAN, SORTER
@@ -25,6 +27,7 @@ LIBRARY = TOP / "build/native/libvfrnative.so"
 _SHOT, _REDIRECT, _UNSPEC = 2, 7, -1
 _OPENING_COMMANDS = (bpf.MAP_CREATE, bpf.OBJ_GET, bpf.MAP_FD_BY_ID)
 LAN_IFINDEX = 100
+_RINGBUF, _RING = 27, 1 << 14
 
 
 class Frame(ctypes.Structure):
@@ -164,6 +167,18 @@ class Native(Bench):
         self.library.native_host_is_silent()
         for protocol, port in ports:
             self.library.native_host_listens(ctypes.c_uint8(protocol), ctypes.c_uint16(port), ctypes.c_bool(True))
+
+    def capture(self, slots: Iterable[int]) -> None:
+        """Begins captures of all that is on these slots' VIFs, with rings that nobody reads."""
+        maps = self.fastpath.map
+        row = _abi.Capture(until_ns=1 << 63, wanted=(1 << 64) - 1, snap=int(Limit.SNAP_MAX))
+        maps("captures").set(int(Limit.CAPTURES_ALL).to_bytes(4, "little"), bytes(row))
+        for slot in slots:
+            key, row.generation = slot.to_bytes(4, "little"), slot + 1
+            ring = self.bpf.create_map(_RINGBUF, 0, 0, _RING, 0, "capture")
+            maps("capture_rings").set(key, ring.to_bytes(4, "little"))
+            maps("captured").set(key, bytes(_abi.Captured()))
+            maps("captures").set(key, bytes(row))
 
     def mark(self) -> None:
         """Ends a segment of the recording."""

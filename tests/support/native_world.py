@@ -61,6 +61,7 @@ def _truth(rules: RuleSet) -> bytes:
 def main() -> None:
     with Native(recording=Path(sys.argv[1])) as native:
         native.reset(world.router(RULES[0]))
+        native.capture((world.SLOTS["web"], world.SLOTS["db"]))
         native.mark()
         for rules in (*RULES[1:], RULES[0]):
             native.fastpath.replace_policy(world.router(rules).policy)  # type: ignore[arg-type]
