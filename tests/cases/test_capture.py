@@ -5,22 +5,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 from support import world
 from support.bench import Bench, Outcome
+from support.frames import tcp
 from support.native import Native
 
-from cases.case import Case
+from cases.case import XEN, Case
 from cases.table import CASES
 from cases.test_table import _node
 from vfr import _abi
 from vfr._abi import Limit, Seen, Verdict
 from vfr.capture import WAYS, wish
-from vfr.kernel.capturing import Capture
+from vfr.kernel.capturing import LEASE_S, Capture
 from vfr.spec.model import SORTER
 
 RING = 1 << 14
+WEB, FRAME = world.SLOTS["web"], bytes(tcp("web", "lan", 3000, 80, "S"))
 EVERYTHING = wish(snap=int(Limit.SNAP_MAX), per_s=0)
 Sights = list[tuple[str, str, bytes]]  # the way, the verdict, the frame
 
@@ -89,6 +92,50 @@ def test_object(case: Case, bench: Bench, captures: dict[int, Capture]) -> None:
     for slot, sights in _seen(captures).items():
         _check(case, outcome, counted.since(slot), sights)
     assert not any(one.totals().lost for one in captures.values())
+
+
+def _sent(bench: Bench, captures: dict[int, Capture], frame: bytes) -> tuple[dict[str, int], int]:
+    """A frame of web's: what is counted, and how much of it is seen."""
+    for one in captures.values():
+        one.renew()
+    _seen(captures)
+    counted = Counted(bench)
+    bench.send(WEB, frame)
+    return counted.since(WEB), sum(map(len, _seen(captures).values()))
+
+
+@pytest.mark.inv(8)
+def test_a_slots_next_tenant_is_not_seen(bench: Bench, captures: dict[int, Capture]) -> None:
+    bench.reset(world.router(XEN))
+    row = bench.fastpath.domains()[WEB]
+    assert _sent(bench, captures, FRAME) == ({"TO_LAN": 1}, 1)
+    bench.fastpath.set_domain(WEB, replace(row, generation=99))
+    assert _sent(bench, captures, FRAME) == ({"TO_LAN": 1}, 0)
+
+
+def test_what_nobody_renews_is_over(bench: Bench, captures: dict[int, Capture]) -> None:
+    bench.reset(world.router(XEN))
+    assert _sent(bench, captures, FRAME) == ({"TO_LAN": 1}, 1)
+    bench.fastpath.advance_clock(LEASE_S + 1)
+    bench.send(WEB, FRAME)
+    assert not any(_seen(captures).values())
+
+
+def test_a_full_ring_loses_and_counts(bench: Bench, captures: dict[int, Capture]) -> None:
+    """Frames of 60 bytes, each with 56 of its own, into 16 KiB; and what is not wanted takes no room."""
+    bench.reset(world.router(XEN))
+    one = captures[WEB]
+    one.renew()
+    before = one.totals()
+    for _ in range(200):
+        bench.send(WEB, FRAME)
+    taken = [sight for sight, _ in one.sights(0)]
+    totals = one.totals()
+    assert totals.seen - before.seen == 200 and totals.too_fast == 0
+    assert 100 < len(taken) < 200 and totals.no_room - before.no_room == 200 - len(taken)
+    bench.send(WEB, FRAME)
+    (after,) = one.sights(0)
+    assert after[0].lost == 200 - len(taken)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.sentence)
