@@ -121,6 +121,17 @@ def test_what_nobody_renews_is_over(bench: Bench, captures: dict[int, Capture]) 
     assert not any(_seen(captures).values())
 
 
+def test_who_reads_on_later_gets_no_frame_twice(bench: Bench, captures: dict[int, Capture]) -> None:
+    bench.reset(world.router(XEN))
+    one = captures[WEB]
+    one.renew()
+    list(one.sights(0))
+    for _ in range(3):
+        bench.send(WEB, FRAME)
+    first = next(one.sights(0))
+    assert len([first, *one.sights(0)]) == 3
+
+
 def test_a_full_ring_loses_and_counts(bench: Bench, captures: dict[int, Capture]) -> None:
     """Frames of 60 bytes, each with 56 of its own, into 16 KiB; and what is not wanted takes no room."""
     bench.reset(world.router(XEN))

@@ -29,17 +29,18 @@ class RingBuffer:
         self._producer.close()
 
     def _take(self) -> Iterator[bytes]:
-        """What is there now."""
+        """What is there now. A record is taken before it is handed out: who stops reading then does not get it again."""
         (at,) = struct.unpack_from("<Q", self._consumer)
         while at < struct.unpack_from("<Q", self._producer)[0]:
             start = mmap.PAGESIZE + at % self._size
             (length,) = struct.unpack_from("<I", self._producer, start)
             if length & _BUSY:
                 return
-            if not length & _DISCARD:
-                yield self._producer[start + _HEADER : start + _HEADER + length]
-            at += (length & ~_DISCARD) + _HEADER + 7 & ~7
+            record = self._producer[start + _HEADER : start + _HEADER + (length & ~_DISCARD)]
+            at += len(record) + _HEADER + 7 & ~7
             struct.pack_into("<Q", self._consumer, 0, at)
+            if not length & _DISCARD:
+                yield record
 
     def records(self, wait_s: float | None) -> Iterator[bytes]:
         """Record after record; ends after `wait_s` seconds without one, or never."""
