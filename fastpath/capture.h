@@ -148,6 +148,7 @@ __noinline int see_end(struct __sk_buff *skb, const struct ending *end)
 	s->other = end->row == VFR_ROW_LAN ? VFR_NODE_LAN : end->row;
 	switch (end->verdict) {
 	case VFR_ANSWERED:
+	case VFR_DHCP_NAK:
 		see_leaving(skb, s, end->row, VFR_SEEN_REPLY);
 		return 0;
 	case VFR_TO_SORTER: /* seen when they come back */

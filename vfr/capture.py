@@ -84,13 +84,14 @@ class Packet:
         return self.verdict.startswith("DROP_") and self.way != "reply"
 
 
+_ANSWERS = ("ANSWERED", "DHCP_NAK")
 WAYS = {way: way.name.removeprefix("SEEN_").lower() for way in Seen}
 
 
 def _course(packet: Packet) -> str:
     """From where to where."""
     if packet.way == "reply":
-        what = "the answer" if packet.verdict == "ANSWERED" else "the ICMP error about a frame"
+        what = "the answer" if packet.verdict in _ANSWERS else "the ICMP error about a frame"
         return f"to {packet.domain}, by the router: {what}"
     if packet.is_inbound:
         again = ", as the sorter gave it back" if packet.way == "again" else ""

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 from support import world
-from support.bench import Bench, Outcome
+from support.bench import ANSWERS, Bench, Outcome
 from support.frames import tcp
 from support.native import Native
 
@@ -69,7 +69,7 @@ def _check(case: Case, outcome: Outcome, counted: dict[str, int], sights: Sights
     assert {verdict: 1 for _, verdict, _ in sent} == counted
     assert [way for way, _, _ in sent] == len(sent) * ["again" if _node(case.sender) == SORTER else "from"]
     assert all(frame == bytes(case.packet) for _, _, frame in sent)
-    assert len(got) == received and len(replies) == errors + counted.get("ANSWERED", 0)
+    assert len(got) == received and len(replies) == errors + sum(counted.get(v.name, 0) for v in ANSWERS)
     assert all((verdict, frame) == (outcome.verdict.name, outcome.frame) for _, verdict, frame in got + replies)
     assert all(verdict == outcome.verdict.name for _, verdict, _ in sights if verdict != "HAIRPIN")
 
@@ -159,7 +159,7 @@ def test_native(case: Case, native: Native) -> None:
     seen = 0
     for slot in world.SLOTS.values():
         row = _abi.Captured.from_buffer_copy(native.fastpath.map("captured").get(slot.to_bytes(4, "little")) or b"")
-        more = row.seen - sum(counted.since(slot).values()) - counted.since(slot).get("ANSWERED", 0)
+        more = row.seen - sum(counted.since(slot).values()) - sum(counted.since(slot).get(v.name, 0) for v in ANSWERS)
         assert more in (0, 1) if outcome.verdict.name.startswith("DROP_") else more == 0, "dropped on its way there"
         seen += row.seen
     last = _abi.Sight.from_buffer_copy(native.fastpath.map("arrival").get(bytes(4)) or b"")
