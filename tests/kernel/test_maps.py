@@ -67,6 +67,20 @@ def test_one_call_reads_what_is_not_zero_of_a_whole_array() -> None:
     rows.close()
 
 
+def test_places_of_an_array_of_maps_are_set_many_at_once(probe: Load) -> None:
+    """Each has its own map then, also where there was another; smaller ones than the pattern will do."""
+    outer, inner = _outer(probe("loops")), [_hash(entries) for entries in (2, 1, 5, 1)]
+    outer.set(_u32(1), _u32(inner[3].fd))
+    outer.set_many((_u32(place), _u32(inner[place].fd)) for place in range(3))
+    for place in range(3):
+        inner[place].set(_u32(1), _u32(place))
+        number = outer.get(_u32(place))
+        assert number is not None
+        found = bpf.Map(bpf.map_fd_by_id(int.from_bytes(number, "little")), "found", 4, 4, 1)
+        assert found.get(_u32(1)) == _u32(place)
+        found.close()
+
+
 def test_one_call_reads_the_rows_of_an_array_of_maps_that_are_there(probe: Load) -> None:
     outer, inner = _outer(probe("loops")), _hash(2)
     assert outer.dump() == []
