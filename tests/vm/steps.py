@@ -20,6 +20,7 @@ CPUS = 2
 # Packets for the object in the kernel; what is only about the model or the native build is not here.
 PACKETS = (
     "tests/cases/test_table.py",
+    "tests/cases/test_rates.py::test_rates",
     "tests/properties/test_agreement.py",
     "tests/properties/test_limits.py",
     "tests/kernel",
