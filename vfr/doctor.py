@@ -171,7 +171,8 @@ class Ours:
     """This router. `exists` is False where there is none yet, and then the rest is what one would get by default.
     `lan_lost` says what is wrong with the uplink; `to_dom0`: a rule allows guests something of domain 0; `todo` is what
     is not as it is to be, `unhardened` the interfaces that have lost settings of theirs, `leftover` what a router that is
-    no more has left; `is_installed`: the fastpath that runs is the installed build; `lock` is who changes the router now, and for how many seconds."""
+    no more has left; `is_installed`: the fastpath that runs is the installed build; `odd_layout` says how its tables are laid out otherwise than this
+    version knows them, and then nothing is known of what is in them, and `must_lose`: an upgrade would cost conversations; `lock` is who changes the router now, and for how many seconds."""
 
     exists: bool = False
     nat: bool = False
@@ -190,6 +191,8 @@ class Ours:
     leftover: tuple[str, ...] = ()
     lock: tuple[str, float] | None = None
     is_installed: bool = True
+    odd_layout: str = ""
+    must_lose: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +265,17 @@ def _router(facts: Facts) -> Iterator[Finding]:
     if ours.leftover:
         text = f"there is no router, but something is left of one: {_list(ours.leftover)}"
         yield Finding("leftover", "warning", text, "none, but it is in the next one's way", "run `vfr nat disable`")
-    if not ours.is_installed:
+    if ours.odd_layout:
+        text = f"the fastpath that runs is another version's, and its tables are laid out otherwise ({ours.odd_layout})"
+        effect = (
+            "packets go on as they did, but this version's commands can neither change nor repair anything, and nothing is"
+            " said here of hooks, guard and tables"
+        )
+        do = "run `vfr upgrade`, which keeps conversations"
+        if ours.must_lose:
+            do = "go on with the version that loaded it, or run `vfr upgrade --lose-sessions`, which ends all conversations"
+        yield Finding("layout", "problem", text, effect, do)
+    elif not ours.is_installed:
         text = "the fastpath that runs is another build than the installed one"
         yield Finding("build", "warning", text, "what the installed one mends is not in force", "run `vfr upgrade`")
 

@@ -445,9 +445,13 @@ class Router:
 
     def _kernel_facts(self, contents: Contents, ours: Ours) -> Ours:
         """The same, with what only root may see."""
+        from vfr.kernel import mounts, upgrade
         from vfr.kernel.host import Host
 
         runs, installed = self._builds()
+        odd = upgrade.oddity(mounts.seen_from_here(self._instance.bpffs)) if runs and not contents.is_empty else None
+        if odd:
+            return replace(ours, is_installed=False, odd_layout=odd[0], must_lose=odd[1])
         host = Host(self._instance)
         try:
             if contents.is_empty:

@@ -93,6 +93,16 @@ CASES: dict[str, tuple[Facts, list[str], list[str]]] = {
     "no bpf": (_machine(bpf="bpf(2) is not permitted; run it elsewhere"), ["problem bpf"], ["run it elsewhere"]),
     "leftover": (replace(NO_ROUTER, ours=Ours(leftover=("vif-x",))), ["warning leftover"], ["vif-x", "nat disable"]),
     "another build": (_ours(is_installed=False), ["warning build"], ["vfr upgrade"]),
+    "another layout": (
+        _ours(is_installed=False, odd_layout="the struct Count: 16 bytes, here 24 bytes"),
+        ["problem layout"],
+        ["struct Count", "vfr upgrade`, which keeps"],
+    ),
+    "a layout that costs": (
+        _ours(is_installed=False, odd_layout="the map sessions: not there", must_lose=True),
+        ["problem layout"],
+        ["the map sessions", "--lose-sessions"],
+    ),
     "busy": (_ours(lock=("process 7", 1.0)), ["note lock"], ["process 7"]),
     "stuck": (_ours(lock=("process 7", 300.0)), ["warning lock"], ["process 7", "300 s"]),
     "uplink lost": (_ours(lan_lost="the uplink eth0 is gone"), ["problem uplink"], ["eth0 is gone", "--uplink"]),

@@ -180,6 +180,15 @@ def test_killed_at_every_step(host: Host, other: Version) -> None:
     assert step > 8 and len(seen) == 2, "some went back, some were completed"
 
 
+def _layout_finding(version: Version, host: Host) -> dict[str, str]:
+    """What this version's doctor says of the running fastpath's layout."""
+    done = version.vfr(host, "doctor", "--json", check=False)
+    assert done.returncode == 1, done.stderr
+    found: dict[str, dict[str, str]] = {f["id"]: f for f in json.loads(done.stdout)}
+    assert found["layout"]["severity"] == "problem" and "build" not in found
+    return found["layout"]
+
+
 REFUSED = {
     "fields in another order": (
         "vfr_abi.h",
@@ -204,6 +213,8 @@ def test_another_layout_is_refused(what: str, tmp_path: Path) -> None:
             done = strange.vfr(host, *command, check=False)
             assert done.returncode == 1 and name in done.stderr and "vfr upgrade" in done.stderr, (command, done)
             assert "Traceback" not in done.stderr
+        finding = _layout_finding(strange, host)
+        assert name in finding["text"] and "--lose-sessions" in finding["do"]
         assert _build(host) == build and _sessions(host) == before
         assert host.pings("a", "192.0.2.11")
         assert json.loads(strange.vfr(host, "upgrade", "--lose-sessions", "--json").stdout)["changed"]
@@ -223,6 +234,8 @@ def test_another_verdict_counts_anew(tmp_path: Path) -> None:
         host.add("a")
         assert host.pings("a", "192.0.2.11")
         assert wider.vfr(host, "stats", check=False).returncode == 1
+        finding = _layout_finding(wider, host)
+        assert "Verdict" in finding["text"] and "which keeps conversations" in finding["do"]
         before = _sessions(host)
         done = json.loads(wider.vfr(host, "upgrade", "--json").stdout)
         assert "counters" in done["anew"] and "sessions" not in done["anew"]

@@ -62,6 +62,16 @@ def check(pins: Path) -> dict[str, str]:
     return found
 
 
+def oddity(pins: Path) -> tuple[str, bool] | None:
+    """How the running fastpath's tables are laid out otherwise than this version's, in a few words, and whether
+    conversations would be lost by an upgrade; None if they are not."""
+    raw = noted(pins / "fastpath", "layout")
+    found = layout.differences(layout.from_bytes(raw), layout.own()) if raw else {}
+    lost = layout.losing(found)
+    told = next(iter((lost or found).items()), None)
+    return (f"{told[0]}: {told[1]}", bool(lost)) if told else None
+
+
 def take_over(pins: Path, step: Step) -> tuple[str, ...]:
     """The installed build instead of the running one. Returns the maps that begin anew, since they only count and tell.
     ConflictError from check, KernelError with the verifier's log; then all is as it was."""
