@@ -6,6 +6,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -149,10 +150,11 @@ class File:
         self._is_regular = bool(path) and stat.S_ISREG(os.fstat(self._fd).st_mode)
 
     def begin(self, capturing: Capturing, snap: int) -> None:
-        """What a file begins with."""
+        """What a file begins with. That nobody reads any more is told by the first frame."""
         what = f"the VIF of {capturing.domain}, as its guest has it"
         self._begun_ns = time.time_ns()
-        self._put(pcapng.section("vfr capture") + pcapng.interface(capturing.interface, what, snap + _VLAN_TAG))
+        with suppress(BrokenPipeError):
+            self._put(pcapng.section("vfr capture") + pcapng.interface(capturing.interface, what, snap + _VLAN_TAG))
 
     def add(self, packet: Packet) -> None:
         """A frame, with all that is known of it for a comment. FullError if it would be too much."""
