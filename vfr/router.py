@@ -620,7 +620,7 @@ class Router:
                 return replace(before, dhcp=(words or DhcpWords()).over(before.dhcp))
             if all(d.name != name for d in before.domains):
                 raise no_such(name, before)
-            domains = (_told(d, words, before.dhcp) if d.name == name else d for d in before.domains)
+            domains = (_told(d, words) if d.name == name else d for d in before.domains)
             return replace(before, domains=tuple(domains))
 
         self._change(change)
@@ -1223,13 +1223,11 @@ class Router:
         return self._policies[known]
 
 
-def _told(d: Domain, words: DhcpWords | None, all_: Dhcp) -> Domain:
+def _told(d: Domain, words: DhcpWords | None) -> Domain:
     """The domain with these words of DHCP over those it had, or with none."""
     if words is None:
         return replace(d, dhcp=DhcpWords())
-    changed = replace(d.dhcp, **words.said())
-    changed.over(all_)  # what cannot be told is refused here
-    return replace(d, dhcp=changed)
+    return replace(d, dhcp=replace(d.dhcp, **words.said()))
 
 
 @contextmanager

@@ -131,6 +131,9 @@ class DhcpWords:
     lease: int | None = None
     prefix: int | None = None
 
+    def __post_init__(self) -> None:
+        self.over(Dhcp())  # what no guest can be told is refused
+
     def over(self, all_: Dhcp) -> Dhcp:
         """What the domain's guest is told."""
         return replace(all_, **self.said())

@@ -398,6 +398,19 @@ def test_it_is_so(host: Host, node: str, words: str, kind: str, arguments: str) 
     assert grown == {answer["verdict"]}, (grown, answer)
 
 
+def test_who_a_guest_is_it_is_told(host: Host) -> None:
+    """DHCP is answered, by whatever name it is asked about; what is not answered is a packet like any."""
+    for words in ("a dom0 dhcp", "a 255.255.255.255 udp/67"):
+        answer = _ask(host, words)
+        assert (answer["verdict"], answer["passes"], answer["rule"]) == ("ANSWERED", True, None), words
+        assert "answer: the router offers it 169.254.1.2; beside that it is told /32, 3600 s, dns none" in _text(answer)
+    host.vfr("dhcp", "a", "--off")
+    try:
+        assert _ask(host, "a 255.255.255.255 udp/67")["verdict"] == "DROP_MULTICAST"
+    finally:
+        host.vfr("dhcp", "a", "--inherit")
+
+
 # Hosts on which not all is well
 
 
@@ -470,6 +483,7 @@ def test_frames_are_in_order(packet: Packet) -> None:
 WORDS = [
     ("tcp/22", (6, 22, False)),
     ("udp", (17, None, False)),
+    ("dhcp", (17, 67, False)),
     ("icmp", (1, 0, False)),
     ("icmp/13", (1, 13, False)),
     ("icmp/echo-request", (1, 0, False)),
@@ -487,6 +501,7 @@ NO_WORDS = [
     "proto/256",
     "proto",
     "gre/1",
+    "dhcp/68",
     "ether",
     "ether/0x0800",
     "ether/10",

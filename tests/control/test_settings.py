@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from support.host import Host
@@ -115,3 +116,46 @@ def test_the_number_of_ports_is_set(host: Host) -> None:
     host.vfr("nat", "enable", "--uplink", "eth0", "--ports-per-domain", "256")
     host.add("a")
     assert ports() == 256
+
+
+def test_dhcp_is_set_for_all_and_for_one(host: Host) -> None:
+    def told(*words: str) -> dict[str, object]:
+        return cast(dict[str, object], host.json("dhcp", *words))
+
+    usual = {"on": True, "dns": [], "lease": 3600, "prefix": 32}
+    assert told() == told("a") == usual
+    told("--dns", "192.0.2.53,192.0.2.54", "--lease", "600")
+    assert told("a") == {**usual, "dns": ["192.0.2.53", "192.0.2.54"], "lease": 600}
+    told("a", "--prefix", "16", "--dns", "none")
+    assert told("a") == {**usual, "lease": 600, "prefix": 16} and told()["prefix"] == 32
+    told("--lease", "7200")
+    assert host.json("domain", "show", "a")["dhcp"] == "/16, 7200 s, dns none"
+    assert host.json("nat", "status")["dhcp"] == "/32, 7200 s, dns 192.0.2.53 192.0.2.54"
+    assert "/16, 7200 s, dns none" in host.vfr("domain", "list").stdout
+    told("a", "--off")
+    assert host.json("domain", "show", "a")["dhcp"] == "off"
+    told("a", "--inherit")
+    assert told("a") == told() == {**usual, "dns": ["192.0.2.53", "192.0.2.54"], "lease": 7200}
+    refused = host.vfr("dhcp", "nobody", "--lease", "60", check=False)
+    assert refused.returncode == 1 and "there is no domain 'nobody'" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--lease", "19"), "--lease 19 is out of range; it takes 20 to 604800 seconds"),
+        (("--lease", "604801"), "is out of range"),
+        (("--prefix", "24"), "--prefix 24 is neither 16 nor 32"),
+        (("--dns", "one.example"), "--dns 'one.example' is no list of IPv4 addresses"),
+        (("--dns", ""), "is no list of IPv4 addresses"),
+        (("--dns", "192.0.2.1,192.0.2.2,192.0.2.3,192.0.2.4"), "4 servers; a guest is told of 3 at the most"),
+        (("--dns", "192.0.2.1,192.0.2.1"), "says the same server twice"),
+        (("--dns", "127.0.0.53"), "--dns 127.0.0.53 is no address that a guest could reach a server by"),
+        (("--dns", "224.0.0.1"), "is no address that a guest could reach"),
+        (("--inherit",), "--inherit is for one domain"),
+        (("a", "--inherit", "--lease", "60"), "--inherit stands alone"),
+    ],
+)
+def test_what_no_guest_can_be_told_is_refused(words: tuple[str, ...], says: str) -> None:
+    done = CliRunner().invoke(app, ["dhcp", *words], standalone_mode=False)
+    assert isinstance(done.exception, UsageError) and says in str(done.exception)

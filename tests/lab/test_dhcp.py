@@ -16,7 +16,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -127,8 +127,8 @@ class Guest:
 class World:
     """All guests, and what has been done to them."""
 
-    def __init__(self, host: Host, guests: dict[str, Guest]) -> None:
-        self.host, self.guests, self.is_other = host, guests, False
+    def __init__(self, host: Host, guests: dict[str, Guest], file: Path) -> None:
+        self.host, self.guests, self.file, self.is_other = host, guests, file, False
 
     def change(self) -> None:
         """Each guest's domain goes, and another comes to its interface; before that all are told that what they have
@@ -139,11 +139,8 @@ class World:
         self.host.vfr("dhcp", "--lease", "3600")
         for guest in self.guests.values():
             guest.wait(guest.knows_of_the_hour)
-        self.host.vfr("domain", "remove", *self.guests)
         self.host.vfr("dhcp", "--prefix", "16")
-        for number, name in enumerate(self.guests):
-            clone = ("--guest-address", CLONE, "--guest-gateway", CLONE_GATEWAY)
-            _add(self.host, name, number, f"169.254.1.{100 + number}", *clone)
+        _apply(self.host, self.file, self.guests, 100, f" guest-address {CLONE} guest-gateway {CLONE_GATEWAY}")
         for guest in self.guests.values():
             guest.shell.do(KICKS.get(guest.name, "true"))
 
@@ -152,19 +149,20 @@ def _mac(number: int) -> str:
     return f"02:00:00:00:0d:{number:02x}"
 
 
-def _add(host: Host, name: str, number: int, address: str, *more: str) -> None:
-    """Each knows its guest's MAC, which stays its own."""
-    host.vfr("domain", "add", name, "--device", f"v{name}", "--address", address, "--mac", _mac(number), *more)
+def _apply(host: Host, file: Path, names: Iterable[str], first: int, more: str = "") -> None:
+    """All domains at once, their addresses from 169.254.1.`first` on. Each knows its guest's MAC, which stays its own."""
+    numbers = [(name, tuple(CLIENTS).index(name)) for name in names]
+    lines = [f"domain {name} device v{name} address 169.254.1.{first + n} mac {_mac(n)}{more}" for name, n in numbers]
+    file.write_text("\n".join(["nat eth0", *lines, "allow any -> lan"]) + "\n")
+    host.vfr("apply", str(file))
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with ExitStack() as stack:
         host = stack.enter_context(_Guests("vd"))
         host.sh("dom0", "ip link set eth0 mtu 1400")
         host.sh("lan", "ip link set eth0 mtu 1400")
-        host.vfr("nat", "enable", "--uplink", "eth0")
-        host.vfr("dhcp", "--lease", str(LEASE_S), "--dns", DNS)
         stack.enter_context(server(host, "lan", 7))
         guests = {}
         for number, (name, (program, _)) in enumerate(CLIENTS.items()):
@@ -173,13 +171,15 @@ def world() -> Iterator[World]:
             end = f"ip link add v{name} type veth peer name eth0 netns {host.ns(name)} address {_mac(number)}"
             host.sh("dom0", end)
             host.sh(name, "sysctl -qw net.ipv6.conf.all.disable_ipv6=1; ip link set eth0 up")
-            _add(host, name, number, f"169.254.1.{2 + number}")
             ear = Ear(host, name)
             stack.callback(ear.close)
             guests[name] = Guest(host, name, stack.enter_context(Private(host, name)), ear)
+        file = tmp_path_factory.mktemp("dhcp") / "dhcp.rules"
+        _apply(host, file, guests, 2)
+        host.vfr("dhcp", "--lease", str(LEASE_S), "--dns", DNS)
         for guest in guests.values():
             guest.start()
-        yield World(host, guests)
+        yield World(host, guests, file)
 
 
 @pytest.fixture(params=tuple(CLIENTS))

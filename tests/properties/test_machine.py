@@ -18,6 +18,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 from support import world
 from support.bench import Bench
+from support.dhcp import ask
 from support.frames import LAN_ADDRESS, echo, ether, ip, tcp, timestamp, udp
 
 from vfr import _abi
@@ -253,6 +254,18 @@ class Conversations(RuleBasedStateMachine):
     @rule(guest=GUESTS, to=st.sampled_from(["web", "db", "dom0"]), kind=st.sampled_from([0x889A, 0x88A2]))
     def send_raw(self, guest: str, to: str, kind: int) -> None:
         self._send(world.SLOTS[guest], ether(guest, Raw(b"x" * 46), dst=world.NODES[to].mac, type=kind))
+
+    @rule(
+        guest=GUESTS,
+        message=st.sampled_from(["discover", "request", "inform", "release"]),
+        named=st.sampled_from(["web", "db", "odd"]),
+        has_it=st.booleans(),
+    )
+    def ask_who_it_is(self, guest: str, message: str, named: str, has_it: bool) -> None:
+        address = world.NODES[named].ip
+        home = {"src": address, "ciaddr": address} if has_it else {}
+        said = [] if has_it else [("requested_addr", address)]
+        self._send(world.SLOTS[guest], ask(guest, message, *said, **home))
 
     @rule(
         target=datagrams, sender=SENDERS, to=st.sampled_from(["lan", "web", "db"]), port=st.sampled_from([22, 53, 80])

@@ -11,8 +11,9 @@ import struct
 import sys
 from pathlib import Path
 
-from cases.case import Case
+from cases.execute import Question
 from cases.table import CASES
+from cases.test_dhcp import CASES as DHCP
 
 from support import world
 
@@ -21,12 +22,12 @@ RAW = 2
 assert tuple(world.SLOTS) == SENDERS[:4]
 
 
-def as_frame(case: Case) -> bytes:
+def as_frame(case: Question) -> bytes:
     """struct header: sender, flags, fail_at, chance, linear, gso_size."""
     return struct.pack("<BBBBHH", SENDERS.index(case.sender), 0, 0, 0, 0, 0) + bytes(case.packet)
 
 
-def as_conversation(case: Case) -> bytes:
+def as_conversation(case: Question) -> bytes:
     """Steps: kind, sender, length, frame."""
     steps = [*case.before, (case.sender, case.packet)]
     frames = [(SENDERS.index(sender), bytes(packet)) for sender, packet in steps]
@@ -37,7 +38,7 @@ def main() -> None:
     for name, form in (("frame", as_frame), ("conversation", as_conversation)):
         directory = Path(sys.argv[1]) / name
         directory.mkdir(parents=True, exist_ok=True)
-        for case in CASES:
+        for case in (*CASES, *DHCP):
             content = form(case)
             (directory / hashlib.sha1(content).hexdigest()).write_bytes(content)
 

@@ -147,6 +147,8 @@ class Traffic:
             return sender, arp(sender, asked, rng.choice((1, 1, 2)))
         if rng.random() < 0.06:
             return sender, self._raw(sender)
+        if sender != LAN and rng.random() < 0.06:
+            return sender, self._dhcp(sender)
         if sender == LAN:
             src, dst = int(IPv4Address(rng.choice(REMOTES))), int(world.OUTSIDE)
         else:
@@ -163,6 +165,27 @@ class Traffic:
         flags = self.rng.choice((ECHO, STAMP)) if protocol == ICMP else FLAGS["S"]
         l4 = l4_packet(src, dst, protocol, self.rng.randrange(1024, 65536), port, flags, b"")
         return ip_packet(src, dst, protocol, l4)
+
+    def _dhcp(self, slot: int) -> bytes:
+        """A guest asks who it is, or says who it thinks it is; now and then for another, or without an end."""
+        rng, own = self.rng, ADDRESS[slot]
+        named = own if rng.random() < 0.7 else rng.choice(list(ADDRESS.values()))
+        has = rng.choice((0, named))
+        src, dst = rng.choice((0, own, has)), rng.choice((0xFFFFFFFF, 0xFFFFFFFF, ADDRESS[0]))
+        fixed = struct.pack(">BBBBIHHI12x", 1, 1, 6, 0, rng.randrange(99), 0, rng.choice((0, 0x8000)), has)
+        client = MAC[slot] if rng.random() < 0.9 else MAC[LAN]
+        said = [b"\x35\x01" + bytes([rng.choice((1, 3, 3, 3, 4, 7, 8, 2))])]
+        said += [b"\x32\x04" + named.to_bytes(4, "big")] * rng.choice((0, 1, 1))
+        said += [b"\x36\x04" + ADDRESS[rng.choice((0, 0, 0, 1))].to_bytes(4, "big")] * rng.choice((0, 0, 1))
+        said += [b"\x3d\x07\x01" + client] * rng.choice((0, 1, 1, 1, 2))
+        rng.shuffle(said)
+        end = b"\xff" if rng.random() < 0.9 else b""
+        load = fixed + client + bytes(10 + 192) + b"\x63\x82\x53\x63" + b"".join(said) + end
+        sport = 68 if rng.random() < 0.95 else 67
+        made = frame(
+            slot, ip_packet(src, dst, UDP, l4_packet(src, dst, UDP, sport, 67, 0, load + bytes(rng.randrange(60))))
+        )
+        return made if dst != 0xFFFFFFFF else b"\xff" * 6 + made[6:]
 
     def _raw(self, sender: int) -> bytes:
         """Raw Ethernet: mostly to a domain, now and then to the router, a group or nobody, or too long."""
