@@ -80,6 +80,8 @@ struct dhcp_headers {
 	struct dhcp_fixed fixed;
 };
 
+_Static_assert(sizeof(struct dhcp_headers) == sizeof(((struct vfr_dhcp_work *)0)->head), "vfr_dhcp_work.head");
+
 #define DHCP_CUT (L3_OFFSET + sizeof(struct dhcp_headers))
 
 static __always_inline struct vfr_dhcp_work *dhcp_now(void)
@@ -87,6 +89,16 @@ static __always_inline struct vfr_dhcp_work *dhcp_now(void)
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&dhcp_work, &zero);
+}
+
+/* A size of 1 to `mask` + 1, made what it is anyway. NOTE: the verifier of Linux 6.1 does not learn from `!= 0` that it
+ * is 1 at least. */
+static __always_inline __u32 at_least_one(__u32 size, __u32 mask)
+{
+	barrier_var(size);
+	size = ((size - 1) & mask) + 1;
+	barrier_var(size);
+	return size;
 }
 
 static __always_inline __be32 four_bytes(const __u8 *at)
@@ -161,9 +173,8 @@ __noinline int read_options(struct __sk_buff *skb, __u32 length)
 	w->at = w->requested = w->server = w->client_id = w->client_id_size = 0;
 	w->message = w->wrong = w->ended = 0;
 	w->end = length;
-	/* NOTE: the verifier of Linux 6.1 does not learn from `!= 0` that it is 1 at least. */
-	barrier_var(length);
-	if (length < 1 || length > VFR_DHCP_OPTIONS || bpf_skb_load_bytes(skb, DHCP_OPTIONS_AT, w->options, length))
+	length = at_least_one(length, 2047);
+	if (length > VFR_DHCP_OPTIONS || bpf_skb_load_bytes(skb, DHCP_OPTIONS_AT, w->options, length))
 		return false;
 	bpf_loop(VFR_DHCP_OPTIONS, read_option, NULL, 0);
 	return w->ended && !w->wrong && w->message;
@@ -279,22 +290,19 @@ static __always_inline void turn_headers(struct dhcp_headers *h, __u8 message, _
 	struct dhcp_fixed *f = &h->fixed;
 	bool to_all = reply == DHCP_NAK || (!f->ciaddr && message != DHCP_INFORM && f->flags & DHCP_BROADCAST);
 
-	h->ip = (struct iphdr){
-		.version = 4,
-		.ihl = 5,
-		.tot_len = bpf_htons(sizeof(h->ip) + sizeof(h->udp) + size),
-		.frag_off = bpf_htons(0x4000),
-		.ttl = 64,
-		.protocol = IPPROTO_UDP,
-		.saddr = router,
-		.daddr = to_all ? 0xffffffff : own,
-	};
+	__builtin_memset(&h->ip, 0, sizeof(h->ip) + sizeof(h->udp));
+	h->ip.version = 4;
+	h->ip.ihl = 5;
+	h->ip.tot_len = bpf_htons(sizeof(h->ip) + sizeof(h->udp) + size);
+	h->ip.frag_off = bpf_htons(0x4000);
+	h->ip.ttl = 64;
+	h->ip.protocol = IPPROTO_UDP;
+	h->ip.saddr = router;
+	h->ip.daddr = to_all ? 0xffffffff : own;
 	h->ip.check = ~fold(bpf_csum_diff(NULL, 0, (__be32 *)&h->ip, sizeof(h->ip), 0));
-	h->udp = (struct udphdr){
-		.source = bpf_htons(DHCP_SERVER),
-		.dest = bpf_htons(DHCP_CLIENT),
-		.len = bpf_htons(sizeof(h->udp) + size),
-	};
+	h->udp.source = bpf_htons(DHCP_SERVER);
+	h->udp.dest = bpf_htons(DHCP_CLIENT);
+	h->udp.len = bpf_htons(sizeof(h->udp) + size);
 	f->op = 2;
 	f->hops = 0;
 	f->secs = 0;
@@ -315,17 +323,14 @@ static __always_inline bool store_options(struct __sk_buff *skb, const struct vf
 	__be32 cookie = DHCP_COOKIE;
 	__u8 end = OPTION_END;
 
-	if (!length || length > sizeof(w->answer) || from >= VFR_DHCP_OPTIONS)
+	if (!length || length > sizeof(w->answer) / 2 || size > CLIENT_ID_MAX + 2 || from >= VFR_DHCP_OPTIONS)
 		return false;
 	if (bpf_skb_store_bytes(skb, DHCP_COOKIE_AT, &cookie, sizeof(cookie), BPF_F_RECOMPUTE_CSUM))
 		return false;
-	barrier_var(length);
-	if (length < 1 || length > sizeof(w->answer) ||
-	    bpf_skb_store_bytes(skb, DHCP_OPTIONS_AT, w->answer, length, BPF_F_RECOMPUTE_CSUM))
+	if (bpf_skb_store_bytes(skb, DHCP_OPTIONS_AT, w->answer, at_least_one(length, 63), BPF_F_RECOMPUTE_CSUM))
 		return false;
-	barrier_var(size);
-	if (size >= 1 && size <= CLIENT_ID_MAX + 2 &&
-	    bpf_skb_store_bytes(skb, DHCP_OPTIONS_AT + length, w->options + from, size, BPF_F_RECOMPUTE_CSUM))
+	if (size && bpf_skb_store_bytes(skb, DHCP_OPTIONS_AT + length, w->options + from, at_least_one(size, 255),
+					BPF_F_RECOMPUTE_CSUM))
 		return false;
 	return !bpf_skb_store_bytes(skb, DHCP_OPTIONS_AT + length + size, &end, sizeof(end), BPF_F_RECOMPUTE_CSUM);
 }
@@ -392,24 +397,25 @@ __noinline enum vfr_verdict dhcp(struct __sk_buff *skb, __u32 slot, __u32 partia
 	struct vfr_domain *domain = domain_in(slot);
 	struct vfr_config *config = config_now();
 	struct vfr_dhcp_work *w = dhcp_now();
-	struct dhcp_headers h = {};
+	struct dhcp_headers *h;
 	enum vfr_verdict verdict;
 	__be32 has;
 
 	if (!domain || !config || !w)
 		return VFR_DROP_KERNEL;
-	if (bpf_skb_load_bytes(skb, L3_OFFSET, &h, sizeof(h)))
+	h = (struct dhcp_headers *)w->head;
+	if (bpf_skb_load_bytes(skb, L3_OFFSET, h, sizeof(*h)))
 		return VFR_DROP_DHCP_HEADER;
-	verdict = check_fixed(skb, &h, domain, partial);
+	verdict = check_fixed(skb, h, domain, partial);
 	if (verdict != VFR_CONTINUE)
 		return verdict;
-	if (!read_options(skb, bpf_ntohs(h.udp.len) - (DHCP_OPTIONS_AT - L4_OFFSET)))
+	if (!read_options(skb, bpf_ntohs(h->udp.len) - (DHCP_OPTIONS_AT - L4_OFFSET)))
 		return VFR_DROP_DHCP_OPTIONS;
-	has = h.fixed.ciaddr || w->message != DHCP_INFORM ? h.fixed.ciaddr : h.ip.saddr;
+	has = h->fixed.ciaddr || w->message != DHCP_INFORM ? h->fixed.ciaddr : h->ip.saddr;
 	verdict = decide(w, has, domain->guest_address, gateway_seen(config, domain));
 	if (verdict != VFR_ANSWERED && verdict != VFR_DHCP_NAK)
 		return verdict;
-	return become_answer(skb, w, &h, config, domain, write_options(w, config, domain), partial)
+	return become_answer(skb, w, h, config, domain, write_options(w, config, domain), partial)
 		       ? verdict : VFR_DROP_KERNEL;
 }
 

@@ -130,7 +130,8 @@ static __always_inline int refuse(struct vfr_pkt *p, enum vfr_verdict verdict)
 	struct reason why = reason_for(p, verdict);
 	struct vfr_counters *row;
 
-	if (!why.type || !may_refuse(p) || !become_error(p, &why))
+	/* What asks who it is, is told that or nothing; the verifier need not look further. */
+	if (p->dhcp || !why.type || !may_refuse(p) || !become_error(p, &why))
 		return TC_ACT_SHOT;
 	row = bpf_map_lookup_elem(&counters, &p->row);
 	if (row)

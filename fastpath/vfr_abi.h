@@ -450,6 +450,7 @@ _Static_assert(sizeof(struct vfr_runtime) == 144, "vfr_runtime");
 
 /* @dhcp_work, one row a CPU: the DHCP message at hand. Too much for a program's stack, and for the verifier to follow. */
 struct vfr_dhcp_work {
+	__u32 head[18];               /* its IP, UDP and fixed BOOTP fields (dhcp.h), and then the answer's */
 	__u32 at;                     /* of its options: the next, */
 	__u32 end;                    /* and where there are no more */
 	__be32 requested;             /* the address that it asks for, 0 if it names none, */
@@ -463,7 +464,7 @@ struct vfr_dhcp_work {
 	__u8 options[VFR_DHCP_OPTIONS + 256]; /* the client's; behind them room for one that would run past their end */
 	__u8 answer[128];             /* ours, without the client's own identifier */
 };
-_Static_assert(sizeof(struct vfr_dhcp_work) == 1644, "vfr_dhcp_work");
+_Static_assert(sizeof(struct vfr_dhcp_work) == 1716, "vfr_dhcp_work");
 
 /* @counters, a row per slot and CPU. A frame is counted once, where it came in. */
 struct vfr_count {

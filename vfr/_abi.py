@@ -302,6 +302,7 @@ assert ctypes.sizeof(Credit) == 16
 
 class DhcpWork(ctypes.Structure):
     _fields_ = [
+        ("head", ctypes.c_uint32 * 18),
         ("at", ctypes.c_uint32),
         ("end", ctypes.c_uint32),
         ("requested", ctypes.c_uint32.__ctype_be__),
@@ -317,7 +318,7 @@ class DhcpWork(ctypes.Structure):
     ]
 
 
-assert ctypes.sizeof(DhcpWork) == 1644
+assert ctypes.sizeof(DhcpWork) == 1716
 
 class Domain(ctypes.Structure):
     _fields_ = [
@@ -630,7 +631,7 @@ MAPS = {
     "macs": MapSpec(1, 8, 4, 8192, 0),
     "runtime": MapSpec(2, 4, 144, 4098, 0),
     "counters": MapSpec(6, 4, 1056, 4098, 0),
-    "dhcp_work": MapSpec(6, 4, 1644, 1, 0),
+    "dhcp_work": MapSpec(6, 4, 1716, 1, 0),
     "trace": MapSpec(2, 4, 40, 1, 0),
     "captures": MapSpec(2, 4, 32, 4097, 0),
     "captured": MapSpec(2, 4, 40, 4096, 0),
