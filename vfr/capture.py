@@ -18,7 +18,15 @@ SNAP, SNAP_MAX = 256, int(Limit.SNAP_MAX)
 PER_S, PER_S_MAX = 10_000, 1_000_000
 _ARP, _IPV4, _IPV6, _VLANS = 0x0806, 0x0800, 0x86DD, (0x8100, 0x88A8)
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp6"}
-_ICMP = {0: "echo reply", 3: "unreachable", 5: "redirect", 8: "echo", 11: "time exceeded", 13: "timestamp", 14: "timestamp reply"}
+_ICMP = {
+    0: "echo reply",
+    3: "unreachable",
+    5: "redirect",
+    8: "echo",
+    11: "time exceeded",
+    13: "timestamp",
+    14: "timestamp reply",
+}
 _FLAGS = ((0x02, "S"), (0x01, "F"), (0x04, "R"), (0x08, "P"), (0x10, "."))
 
 

@@ -104,7 +104,11 @@ class Ended:
 
 
 def take(
-    found: Capturing, put: Callable[[Packet], None], count: int | None, time_s: float | None, is_told: Callable[[], bool]
+    found: Capturing,
+    put: Callable[[Packet], None],
+    count: int | None,
+    time_s: float | None,
+    is_told: Callable[[], bool],
 ) -> Ended:
     """Gives frame after frame to `put`, until there are `count`, or `time_s` seconds are over, or `is_told` to end, or
     `put` will not, or nothing can come any more."""
@@ -158,9 +162,7 @@ class File:
 
     def add(self, packet: Packet) -> None:
         """A frame, with all that is known of it for a comment. FullError if it would be too much."""
-        block = pcapng.packet(
-            packet.at_ns, packet.data, packet.length, comment(packet), packet.is_inbound, packet.lost
-        )
+        block = pcapng.packet(packet.at_ns, packet.data, packet.length, comment(packet), packet.is_inbound, packet.lost)
         if self._most is not None and self._whole + len(block) + pcapng.END_SIZE > self._most:
             raise FullError(f"the file has the {self._most // 10**6} MB that --size allows")
         self._put(block)

@@ -526,7 +526,9 @@ def capture(
     count: Annotated[int | None, typer.Option(help="End after so many frames.", min=1)] = None,
     time: Annotated[float | None, typer.Option(help="End after so many seconds.", min=0.1)] = None,
     size: Annotated[int, typer.Option(help="End before the file has more MB.", min=1)] = 100,
-    snaplen: Annotated[int, typer.Option(help=f"Keep so many bytes of a frame, up to {sights.SNAP_MAX}.")] = sights.SNAP,
+    snaplen: Annotated[
+        int, typer.Option(help=f"Keep so many bytes of a frame, up to {sights.SNAP_MAX}.")
+    ] = sights.SNAP,
     rate: Annotated[int, typer.Option(help="Take so many frames a second; 0: any number.")] = sights.PER_S,
     dropped: Annotated[bool, typer.Option("--dropped", help="Only what is dropped.")] = False,
     verdict: Annotated[list[str] | None, typer.Option(help="Only what ends so, as to_lan or policy.")] = None,

@@ -272,7 +272,9 @@ def test_for_people_and_for_programs(host: Host) -> None:
     assert len(lines) == 10 and "that many were asked for" in capture.told
     first = r"\d\d:\d\d:\d\d\.\d{6} from a: udp 169\.254\.1\.2:\d+ > 169\.254\.1\.3:10, 100 bytes: DROP_POLICY"
     assert re.fullmatch(first, lines[0]), lines[0]
-    assert any("to   a by the router: icmp" in text and "DROP_REJECTED  (some.rules:2: reject" in text for text in lines)
+    assert any(
+        "to   a by the router: icmp" in text and "DROP_REJECTED  (some.rules:2: reject" in text for text in lines
+    )
     with Running(host, "a", "--verdict", "src_mac", "--json", "--time", "1.5") as capture:
         _in(host, "a", TALK)
         assert capture.process.wait(20) == 0
@@ -443,7 +445,9 @@ def test_words_of_a_wish() -> None:
 
 def test_whatever_a_guest_writes_into_a_frame_is_shown_as_plain_text() -> None:
     rng = Random(8)
-    heads = [bytes(12) + kind for kind in (b"\x08\x00", b"\x08\x06", b"\x86\xdd", b"\x81\x00\x00\x07\x08\x00", b"\x1b[")]
+    heads = [
+        bytes(12) + kind for kind in (b"\x08\x00", b"\x08\x06", b"\x86\xdd", b"\x81\x00\x00\x07\x08\x00", b"\x1b[")
+    ]
     for number in range(3000):
         data = (rng.choice(heads) + rng.randbytes(60))[: rng.randrange(80)]
         packet = Packet(10**18, "a", "from", None, "TO_LAN", None, None, None, 80, 0, number, data)
@@ -469,5 +473,3 @@ def test_whatever_a_guest_writes_into_a_frame_is_shown_as_plain_text() -> None:
 )  # fmt: skip
 def test_what_a_frame_says_that_it_is(frame: str, said: str) -> None:
     assert summary(bytes.fromhex(frame)) == said
-
-
