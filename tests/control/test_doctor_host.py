@@ -6,7 +6,6 @@ guests td-a, td-b --- td-dom0 --- eth0 192.0.2.1/24 --- td-lan 192.0.2.11       
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,12 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.foreign import program_before_ours
 from support.host import Host, run
-from support.netns import index_of, inside
 from support.talk import answers, server
-
-from vfr.errors import KernelError
-from vfr.kernel import bpf
 
 HOST, LAN, A = "192.0.2.1", "192.0.2.11", "169.254.1.2"
 PINS = Path("/run/vfr/netns/td-dom0/bpf")
@@ -175,14 +171,7 @@ def test_a_namespace_gone(host: Host) -> None:
 
 @pytest.mark.parametrize(("interface", "foreign"), [("vif-a", "uplink_ingress"), ("eth0", "vif_ingress")])
 def test_a_program_before_ours(host: Host, interface: str, foreign: str) -> None:
-    """Any program will do that is not the one that belongs there."""
-    program = bpf.get_pinned(PINS / "fastpath" / foreign)
-    try:
-        link = inside("td-dom0", bpf.tcx_attach, index_of("td-dom0", interface), program)
-    except KernelError as error:
-        os.close(program)
-        pytest.skip(f"this kernel has no tcx (Linux 6.6): {error}")
-    try:
+    with program_before_ours(host, interface, foreign):
         found = _doctor(host)
         assert found.keys() == {"hook-before"}
         assert interface in found["hook-before"]["text"] and foreign[:15] in found["hook-before"]["text"]
@@ -190,9 +179,6 @@ def test_a_program_before_ours(host: Host, interface: str, foreign: str) -> None
         assert _severities(host) == {}, "ours is first again"
         if interface == "eth0":
             assert "runs behind us on the uplink eth0" in host.vfr("doctor").stdout
-    finally:
-        os.close(link)
-        os.close(program)
 
 
 _DROP = """

@@ -12,9 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.foreign import program_before_ours
 from support.host import VFR, Host, run
+from support.netns import inside
 
 from vfr.errors import VfrError
+from vfr.kernel import bpf
 from vfr.watch import LAST_RETRY_S, LONGEST_S, QUIET_S, Pace, Told, Watcher
 
 
@@ -113,6 +116,19 @@ def test_a_program_that_was_taken_off_is_put_on_again(either: Host) -> None:
         else:
             host.sh("dom0", "tc qdisc del dev vif-a clsact")
         watch.until("bring vif-a up")
+        assert host.pings("a", "192.0.2.11") and not host.pings("a", "192.0.2.1")
+        assert watch.end() == 0
+
+
+@pytest.mark.inv(12)
+@pytest.mark.parametrize(("interface", "foreign"), [("vif-a", "uplink_ingress"), ("eth0", "vif_ingress")])
+def test_a_program_before_ours_is_behind_it_again(host: Host, interface: str, foreign: str) -> None:
+    """Nor does the kernel tell of this one."""
+    with _Watch(host, "0.5") as watch:
+        with program_before_ours(host, interface, foreign) as (index, theirs):
+            watch.until(interface)
+            ours, *others = inside(host.ns("dom0"), bpf.tcx_programs, index)
+            assert others == [theirs] and ours != theirs
         assert host.pings("a", "192.0.2.11") and not host.pings("a", "192.0.2.1")
         assert watch.end() == 0
 
