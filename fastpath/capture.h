@@ -104,14 +104,18 @@ __noinline int see_arrival(struct __sk_buff *skb, __u32 slot, __u64 now)
 	return 0;
 }
 
-/* How a packet ended, as far as a capture tells of it. */
+/* How a packet ended, as far as a capture or a trace tells of it. */
 struct ending {
 	__u64 now;
 	__u32 verdict, rule;
 	__u32 row;                   /* whose it was, as in @counters */
 	__u32 to;                    /* a slot, VFR_NODE_LAN, or VFR_NODE_NONE where nobody is known */
+	__be32 remote;               /* what the policy was asked, as in struct vfr_trace */
+	__u16 opener, asked;
+	__be16 service;
 	__be16 outside_port;
-	bool sorted;
+	__u8 protocol;
+	bool sorted, has_session, was_asked;
 };
 
 /* The frame as it leaves for a slot's guest, or would have. All else of `s` is known already. */
@@ -127,13 +131,13 @@ static __always_inline void see_leaving(struct __sk_buff *skb, struct vfr_sight 
 }
 
 /* A packet's end, before an error is made of it: for the capture of whose it was, and of whom it was for. */
-__noinline int see_end(struct __sk_buff *skb, const struct ending *end)
+static __always_inline void see_end(struct __sk_buff *skb, const struct ending *end)
 {
 	struct vfr_sight *s = sight_here();
 	struct vfr_capture *capture;
 
-	if (!s || !end)
-		return 0;
+	if (!s)
+		return;
 	s->at_ns = end->now;
 	s->verdict = end->verdict;
 	s->rule = end->rule;
@@ -150,15 +154,15 @@ __noinline int see_end(struct __sk_buff *skb, const struct ending *end)
 	case VFR_ANSWERED:
 	case VFR_DHCP_NAK:
 		see_leaving(skb, s, end->row, VFR_SEEN_REPLY);
-		return 0;
+		return;
 	case VFR_TO_SORTER: /* seen when they come back */
 	case VFR_HAIRPIN:
 	case VFR_NOT_OURS:
-		return 0;
+		return;
 	default:
 		if (end->to != end->row)
 			see_leaving(skb, s, end->to, VFR_SEEN_TO);
-		return 0;
+		return;
 	}
 }
 

@@ -25,7 +25,7 @@
  * that is not VFR_CONTINUE is the packet's end. @finish is the only exit: it counts the verdict and
  * turns it into what the kernel is told; where a router owes the sender an ICMP error, @refuse makes one
  * of the packet. While somebody captures a VIF, what was on it goes into a ring, with its verdict (@see_arrival,
- * @see_end, capture.h).
+ * @note_end, capture.h).
  *
  * Identity comes from the interface: @vifs gives the slot, @domains the one MAC and address that its
  * frames may carry. Nothing a guest writes into a frame changes whose it is. Of a clone, one of several guests that
@@ -150,26 +150,29 @@ static __always_inline enum vfr_verdict unmark(struct vfr_pkt *p)
 	return bpf_skb_change_type(p->skb, PACKET_HOST) ? VFR_DROP_KERNEL : VFR_NOT_OURS;
 }
 
-static __always_inline void note_trace(struct vfr_pkt *p, enum vfr_verdict verdict)
+/* For who asks what becomes of a packet. */
+static __always_inline void note_trace(const struct ending *end)
 {
 	__u32 zero = 0;
-	struct vfr_trace *end = bpf_map_lookup_elem(&trace, &zero);
+	struct vfr_trace *note = bpf_map_lookup_elem(&trace, &zero);
+	struct vfr_config *config = config_now();
+	struct vfr_domain *to = domain_in(end->to);
 
-	if (!end)
+	if (!note || !config)
 		return;
-	end->verdict = verdict;
-	end->row = p->row;
-	end->rule = p->rule;
-	end->remote = p->key.remote;
-	end->opener = p->opener;
-	end->asked = p->target;
-	end->service = p->service;
-	end->outside_port = p->outside_port;
-	end->protocol = p->l4_proto;
-	end->has_session = p->session != NULL;
-	end->was_asked = p->was_asked;
-	end->target = is_delivery(verdict) ? p->to_node : VFR_NODE_ANY;
-	end->ifindex = verdict == VFR_TO_LAN ? p->config->uplink_ifindex : p->to ? p->to->ifindex : 0;
+	note->verdict = end->verdict;
+	note->row = end->row;
+	note->rule = end->rule;
+	note->remote = end->remote;
+	note->opener = end->opener;
+	note->asked = end->asked;
+	note->service = end->service;
+	note->outside_port = end->outside_port;
+	note->protocol = end->protocol;
+	note->has_session = end->has_session;
+	note->was_asked = end->was_asked;
+	note->target = is_delivery(end->verdict) ? end->to : VFR_NODE_ANY;
+	note->ifindex = end->verdict == VFR_TO_LAN ? config->uplink_ifindex : to ? to->ifindex : 0;
 }
 
 /* Told of are drops, and what a rule that logs let begin. */
@@ -199,7 +202,19 @@ static __always_inline bool is_logged(const struct vfr_pkt *p)
 	return rule && rule->log;
 }
 
-/* For the captures of whose packet it was, and of whom it was for. */
+/* NOTE: a function of its own, since it comes at the end of every path that the verifier walks. */
+__noinline int note_end(struct __sk_buff *skb, const struct ending *end)
+{
+	if (!end)
+		return 0;
+	if (tracing)
+		note_trace(end);
+	see_end(skb, end);
+	return 0;
+}
+
+/* For the captures of whose packet it was, and of whom it was for, and for who asks about it. NOTE: what only a trace
+ * tells is not read without one, since whatever is read here keeps the verifier from taking two paths for the same. */
 static __always_inline void see(struct vfr_pkt *p, enum vfr_verdict verdict)
 {
 	struct ending end = {
@@ -212,7 +227,16 @@ static __always_inline void see(struct vfr_pkt *p, enum vfr_verdict verdict)
 		.sorted = p->sorted,
 	};
 
-	see_end(p->skb, &end);
+	if (tracing) {
+		end.remote = p->key.remote;
+		end.opener = p->opener;
+		end.asked = p->target;
+		end.service = p->service;
+		end.protocol = p->l4_proto;
+		end.has_session = p->session != NULL;
+		end.was_asked = p->was_asked;
+	}
+	note_end(p->skb, &end);
 }
 
 /* Sends the error that is due, if any. */
@@ -229,10 +253,8 @@ static __always_inline int drop(struct vfr_pkt *p, enum vfr_verdict verdict)
 static __always_inline int finish(struct vfr_pkt *p, enum vfr_verdict verdict)
 {
 	count(p, verdict);
-	if (is_capturing(p->now))
+	if (tracing || is_capturing(p->now))
 		see(p, verdict);
-	if (tracing)
-		note_trace(p, verdict);
 	switch (verdict) {
 	case VFR_TO_DOMAIN:
 	case VFR_TO_DOM0:
