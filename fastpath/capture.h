@@ -110,12 +110,9 @@ struct ending {
 	__u32 verdict, rule;
 	__u32 row;                   /* whose it was, as in @counters */
 	__u32 to;                    /* a slot, VFR_NODE_LAN, or VFR_NODE_NONE where nobody is known */
-	__be32 remote;               /* what the policy was asked, as in struct vfr_trace */
-	__u16 opener, asked;
-	__be16 service;
 	__be16 outside_port;
 	__u8 protocol;
-	bool sorted, has_session, was_asked;
+	bool sorted, has_session;
 };
 
 /* The frame as it leaves for a slot's guest, or would have. All else of `s` is known already. */

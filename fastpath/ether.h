@@ -60,7 +60,7 @@ static __always_inline enum vfr_verdict ether(struct vfr_pkt *p)
 	p->opener = p->from_slot;
 	p->target = p->to_node;
 	p->service = p->l3_proto;
-	p->was_asked = true;
+	note_asked(p, 0);
 	p->rule = ask_policy(p->opener, p->target, 0, ports_rest(1, 0, p->service));
 	rule = rule_number(p->rule);
 	verdict = verdict_of(rule);

@@ -201,9 +201,15 @@ struct {
 	__uint(max_entries, 1 << 18);
 } events SEC(".maps");
 
+/* Set before loading by whoever wants each packet's end written to @trace: tests, `vfr explain`. */
+const volatile __u8 tracing = 0;
+
+/* The last packet's end, and behind it what the policy was asked about the packet at hand. */
+enum { VFR_TRACE_END, VFR_TRACE_ASKED, VFR_TRACE_ROWS };
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, VFR_TRACE_ROWS);
 	__type(key, __u32);
 	__type(value, struct vfr_trace);
 } trace SEC(".maps");
@@ -248,6 +254,11 @@ struct {
  * NOTE: a map helper of Linux 6.1 takes keys and values from the stack, from a map or from a packet, and not
  * by a pointer that a verified-for-itself (noinline) function was given: such a function copies first.
  */
+
+static __always_inline struct vfr_trace *trace_row(__u32 row)
+{
+	return bpf_map_lookup_elem(&trace, &row);
+}
 
 static __always_inline struct vfr_config *config_now(void)
 {

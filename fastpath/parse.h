@@ -129,7 +129,6 @@ struct vfr_pkt {
 	__be16 service;
 	__u32 policy;                /* the number of the policy that it is held to, */
 	__u32 rule;                  /* and of the rule that decided, if it was asked and one did */
-	bool was_asked;
 	bool begun;                  /* it began a conversation */
 	__be16 outside_port;         /* what the LAN sees for the domain */
 	__be16 inside_port;          /* what the domain itself sees, if it came from the LAN */

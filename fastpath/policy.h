@@ -181,6 +181,20 @@ static __always_inline void count_rule(struct vfr_rule *rule, __u32 bytes)
 	__sync_fetch_and_add(&rule->bytes, bytes);
 }
 
+/* For who asks what becomes of a packet: what the policy is asked about it. */
+static __always_inline void note_asked(const struct vfr_pkt *p, __be32 remote)
+{
+	struct vfr_trace *asked = tracing ? trace_row(VFR_TRACE_ASKED) : NULL;
+
+	if (!asked)
+		return;
+	asked->remote = remote;
+	asked->opener = p->opener;
+	asked->asked = p->target;
+	asked->service = p->service;
+	asked->was_asked = true;
+}
+
 static __always_inline enum vfr_verdict apply_policy(struct vfr_pkt *p)
 {
 	struct vfr_rule *rule;
@@ -191,7 +205,7 @@ static __always_inline enum vfr_verdict apply_policy(struct vfr_pkt *p)
 	barrier();
 	if (p->session && p->session->policy == p->policy)
 		return VFR_CONTINUE;
-	p->was_asked = true;
+	note_asked(p, p->key.remote);
 	p->rule = ask_policy(p->opener, p->target, p->key.remote, ports_rest(0, p->l4_proto, p->service));
 	rule = rule_number(p->rule);
 	verdict = verdict_of(rule);

@@ -87,9 +87,6 @@
 #include "translate.h"
 #include "uplink.h"
 
-/* Set before loading by whoever wants each packet's end written to @trace: tests, `vfr explain`. */
-const volatile __u8 tracing = 0;
-
 /* Enums reach BTF, and so Python, only through a variable that uses them. */
 const volatile enum vfr_verdict abi_verdict = VFR_CONTINUE;
 const volatile enum vfr_limit abi_limit = VFR_SLOTS;
@@ -150,27 +147,23 @@ static __always_inline enum vfr_verdict unmark(struct vfr_pkt *p)
 	return bpf_skb_change_type(p->skb, PACKET_HOST) ? VFR_DROP_KERNEL : VFR_NOT_OURS;
 }
 
-/* For who asks what becomes of a packet. */
+/* For who asks what becomes of a packet: its end, and what the policy was asked about it, if it was (@note_asked). */
 static __always_inline void note_trace(const struct ending *end)
 {
-	__u32 zero = 0;
-	struct vfr_trace *note = bpf_map_lookup_elem(&trace, &zero);
+	struct vfr_trace *note = trace_row(VFR_TRACE_END), *asked = trace_row(VFR_TRACE_ASKED);
 	struct vfr_config *config = config_now();
 	struct vfr_domain *to = domain_in(end->to);
 
-	if (!note || !config)
+	if (!note || !asked || !config)
 		return;
+	*note = *asked;
+	*asked = (struct vfr_trace){};
 	note->verdict = end->verdict;
 	note->row = end->row;
 	note->rule = end->rule;
-	note->remote = end->remote;
-	note->opener = end->opener;
-	note->asked = end->asked;
-	note->service = end->service;
 	note->outside_port = end->outside_port;
 	note->protocol = end->protocol;
 	note->has_session = end->has_session;
-	note->was_asked = end->was_asked;
 	note->target = is_delivery(end->verdict) ? end->to : VFR_NODE_ANY;
 	note->ifindex = end->verdict == VFR_TO_LAN ? config->uplink_ifindex : to ? to->ifindex : 0;
 }
@@ -213,8 +206,8 @@ __noinline int note_end(struct __sk_buff *skb, const struct ending *end)
 	return 0;
 }
 
-/* For the captures of whose packet it was, and of whom it was for, and for who asks about it. NOTE: what only a trace
- * tells is not read without one, since whatever is read here keeps the verifier from taking two paths for the same. */
+/* For the captures of whose packet it was, and of whom it was for, and for who asks about it. NOTE: whatever
+ * is read here keeps the verifier from taking two paths for the same, so what only a trace tells is not without one. */
 static __always_inline void see(struct vfr_pkt *p, enum vfr_verdict verdict)
 {
 	struct ending end = {
@@ -228,13 +221,8 @@ static __always_inline void see(struct vfr_pkt *p, enum vfr_verdict verdict)
 	};
 
 	if (tracing) {
-		end.remote = p->key.remote;
-		end.opener = p->opener;
-		end.asked = p->target;
-		end.service = p->service;
 		end.protocol = p->l4_proto;
 		end.has_session = p->session != NULL;
-		end.was_asked = p->was_asked;
 	}
 	note_end(p->skb, &end);
 }

@@ -632,7 +632,7 @@ MAPS = {
     "runtime": MapSpec(2, 4, 144, 4098, 0),
     "counters": MapSpec(6, 4, 1056, 4098, 0),
     "dhcp_work": MapSpec(6, 4, 1716, 1, 0),
-    "trace": MapSpec(2, 4, 40, 1, 0),
+    "trace": MapSpec(2, 4, 40, 2, 0),
     "captures": MapSpec(2, 4, 32, 4097, 0),
     "captured": MapSpec(2, 4, 40, 4096, 0),
     "capture_rings": MapSpec(12, 4, 4, 4096, 0, inner=MapSpec(27, 0, 0, 65536, 0)),
