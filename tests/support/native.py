@@ -109,6 +109,7 @@ class Native(Bench):
     def __init__(self, recording: Path | None = None) -> None:
         """`recording` is a file to write all changes of maps to, for the fuzzers to begin with."""
         self._recording = recording
+        self._rings: dict[int, int] = {}
 
     def __enter__(self) -> Native:
         self.library = _library()
@@ -175,8 +176,9 @@ class Native(Bench):
         maps("captures").set(int(Limit.CAPTURES_ALL).to_bytes(4, "little"), bytes(row))
         for slot in slots:
             key, row.generation = slot.to_bytes(4, "little"), slot + 1
-            ring = self.bpf.create_map(_RINGBUF, 0, 0, _RING, 0, "capture")
-            maps("capture_rings").set(key, ring.to_bytes(4, "little"))
+            if slot not in self._rings:
+                self._rings[slot] = self.bpf.create_map(_RINGBUF, 0, 0, _RING, 0, "capture")
+                maps("capture_rings").set(key, self._rings[slot].to_bytes(4, "little"))
             maps("captured").set(key, bytes(_abi.Captured()))
             maps("captures").set(key, bytes(row))
 
