@@ -302,7 +302,7 @@ def _inner_state(fastpath: Fastpath, name: str, place: int) -> object:
 def _state(fastpath: Fastpath) -> dict[str, object]:
     """Every byte of every map, but those of a queue behind its head."""
     slots = range(4)
-    places = dict.fromkeys(("sessions", "inbound", "mappings"), slots) | {
+    places = dict.fromkeys(("sessions", "inbound", "mappings", "capture_rings"), slots) | {
         "fragments": (*slots, int(Limit.ROW_LAN)),
         "closing": range(4 * Kind.KINDS),
         "policy": (0,),
