@@ -21,13 +21,13 @@ from random import Random
 from typing import Any
 
 import pytest
+from support.fastpath import fastpath_of
 from support.host import VFR, Host, run
 from support.versions import OTHER_NUMBER, Version
 
 from vfr import _abi
 from vfr.capture import SNAP_MAX, Packet, Totals, comment, line, summary, wish
 from vfr.errors import UsageError
-from vfr.kernel import mounts
 from vfr.kernel.capturing import LEASE_S
 from vfr.kernel.fastpath import Fastpath
 
@@ -84,10 +84,8 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
 
 @pytest.fixture
 def fp(host: Host) -> Iterator[Fastpath]:
-    one = Fastpath.open(mounts.seen_from_here(Path("/run/vfr/netns") / host.ns("dom0") / "bpf"))
-    assert one is not None
-    yield one
-    one.close()
+    with fastpath_of(host.ns("dom0")) as one:
+        yield one
 
 
 class Running:
@@ -128,13 +126,9 @@ def _wait(until: Callable[[], bool]) -> None:
 
 def _captures(host: Host) -> dict[int, Any]:
     """Slot -> its row, of those that go on."""
-    fp = Fastpath.open(mounts.seen_from_here(Path("/run/vfr/netns") / host.ns("dom0") / "bpf"))
-    assert fp is not None
-    try:
+    with fastpath_of(host.ns("dom0")) as fp:
         rows = {slot: _abi.Capture.from_buffer_copy(raw) for slot, raw in fp.map("captures").dump()}
         return {slot: row for slot, row in rows.items() if row.until_ns > fp.now_ns() and slot < 4096}
-    finally:
-        fp.close()
 
 
 def _in(host: Host, node: str, code: str, *arguments: str) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from scapy.layers.inet import IP
 from scapy.layers.l2 import Ether
+from support.fastpath import fastpath_of
 from support.host import Host, run
 
 from vfr import _abi
@@ -101,16 +102,6 @@ def small(tmp_path: Path) -> Iterator[Host]:
     """A domain has four outside ports."""
     with _a_host(tmp_path, "--ports-per-domain", "4") as one:
         yield one
-
-
-@contextmanager
-def _fastpath(host: Host) -> Iterator[Fastpath]:
-    opened = Fastpath.open(Path("/run/vfr/netns") / host.ns("dom0") / "bpf")
-    assert opened is not None
-    try:
-        yield opened
-    finally:
-        opened.close()
 
 
 def _ask(host: Host, words: str) -> dict[str, Any]:
@@ -351,7 +342,7 @@ def test_nothing_comes_of_asking(host: Host) -> None:
     _python(host, "lan", TCP_OUT, "192.0.2.1", "2202")  # refused by the guest, so its conversation is in a queue
     _python(host, "a", UDP_OUT, "192.0.2.11", "73", "5003")
     picture = host.picture()
-    with _fastpath(host) as fastpath:
+    with fastpath_of(host.ns("dom0")) as fastpath:
         before = _quiet(host, fastpath)
         assert any(isinstance(head, tuple) and head[1] for head in before["closing"])  # type: ignore[attr-defined]
         for words in QUESTIONS:
@@ -378,7 +369,7 @@ DATAPATH = (
 
 
 def _counts(host: Host, node: str) -> dict[str, int]:
-    with _fastpath(host) as fastpath:
+    with fastpath_of(host.ns("dom0")) as fastpath:
         row = int(Limit.ROW_LAN) if node == "lan" else {"dom0": 0, "a": 1}[node]
         return {name: packets for name, (packets, _) in fastpath.counters([row])[row].items()}
 

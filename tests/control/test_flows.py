@@ -9,16 +9,14 @@ import json
 import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Address
-from pathlib import Path
 from typing import Any
 
 import pytest
+from support.fastpath import fastpath_of, slot_of
 from support.host import VFR, Host, run
 
 from vfr._abi import Limit, Session, SessionKey, TcpState
 from vfr.flows import STATES, Reader, Tenant, Wanted, idle_limit, wanted
-from vfr.kernel import mounts
-from vfr.kernel.fastpath import Fastpath
 from vfr.settings import Timers
 from vfr.spec.tcp import CLOSING, HALF_OPEN
 
@@ -130,19 +128,17 @@ def test_what_cannot_be_asked_is_said(host: Host, arguments: tuple[str, ...], sa
 
 def test_every_state_and_the_dead(host: Host) -> None:
     """Rows in every state of TCP, written into the running tables; and such as the fastpath takes for dead."""
-    fp = Fastpath.open(mounts.seen_from_here(Path("/run/vfr/netns") / host.ns("dom0") / "bpf"))
-    assert fp is not None
-    slot = next(slot for slot, row in fp.domains().items() if str(row.address) == "169.254.1.3")
-    table = fp.inner("sessions", slot)
-    assert table is not None
-    for state in (*STATES, 99):
-        late = -1 if state == 99 else 50
-        row = Session(expires_ns=fp.now_ns() + late * 10**9, peer=int(Limit.NODE_LAN), tcp_state=state % 98)
-        table.set(bytes(SessionKey(int(IPv4Address("203.0.113.9")), state, 1000 + state, 6)), bytes(row))
-    gone = Session(expires_ns=fp.now_ns() + 10**10, peer=1, peer_generation=77777, tcp_state=3)
-    table.set(bytes(SessionKey(int(IPv4Address("169.254.1.2")), 5, 5, 6)), bytes(gone))
-    table.close()
-    fp.close()
+    with fastpath_of(host.ns("dom0")) as fp:
+        slot = slot_of(fp, "169.254.1.3")
+        table = fp.inner("sessions", slot)
+        assert table is not None
+        for state in (*STATES, 99):
+            late = -1 if state == 99 else 50
+            row = Session(expires_ns=fp.now_ns() + late * 10**9, peer=int(Limit.NODE_LAN), tcp_state=state % 98)
+            table.set(bytes(SessionKey(int(IPv4Address("203.0.113.9")), state, 1000 + state, 6)), bytes(row))
+        gone = Session(expires_ns=fp.now_ns() + 10**10, peer=1, peer_generation=77777, tcp_state=3)
+        table.set(bytes(SessionKey(int(IPv4Address("169.254.1.2")), 5, 5, 6)), bytes(gone))
+        table.close()
     assert [f["state"] for f in host.json("flows", "b", "--remote", "203.0.113.9")] == list(STATES.values())
     (flow,) = host.json("flows", "b", "--remote", "203.0.113.9", "--state", "fin-peer")
     assert flow["remote_port"] == TcpState.TCP_FIN_PEER and 20 < flow["left_s"] <= 50

@@ -28,10 +28,10 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 from scapy.utils import rdpcap
 from support import wire
+from support.fastpath import fastpath_of
 from support.host import Host, run
 from support.vnet import GSO_TCPV4, GSO_UDP, GSO_UDP_L4
 
-from vfr.kernel.fastpath import Fastpath
 from vfr.spec.packet import ones_sum
 
 VNET = Path(__file__).parents[1] / "support" / "vnet.py"
@@ -75,13 +75,9 @@ def _send(host: Host, frame: bytes, start: int, offset: int, *gso: int, interfac
 
 def _counts(host: Host, guest: str = GUEST) -> dict[str, int]:
     """What the guest's frames ended as, without the time it takes to start a command."""
-    opened = Fastpath.open(Path("/run/vfr/netns") / host.ns("dom0") / "bpf")
-    assert opened is not None
-    try:
-        slot = opened.addresses()[IPv4Address(guest)]
-        return {verdict: packets for verdict, (packets, _) in opened.counters([slot])[slot].items()}
-    finally:
-        opened.close()
+    with fastpath_of(host.ns("dom0")) as fp:
+        slot = fp.addresses()[IPv4Address(guest)]
+        return {verdict: packets for verdict, (packets, _) in fp.counters([slot])[slot].items()}
 
 
 def _refuses(host: Host, frame: bytes, start: int, offset: int, *gso: int) -> bool:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import cast
 
 import pytest
+from support.fastpath import fastpath_of
 from support.host import Host
 from typer.testing import CliRunner
 
 from vfr.cli import app
 from vfr.errors import UsageError
-from vfr.kernel import mounts
-from vfr.kernel.fastpath import Fastpath
 from vfr.settings import Limits
 
 
@@ -53,10 +51,8 @@ def test_limits_are_set_shown_and_kept(host: Host) -> None:
     options = [w for name, value in wanted.items() for w in (f"--{name.replace('_', '-')}", str(value))]
     assert host.json("domain", "limit", "a", *options) == wanted
     assert _kept(host, "domain", "limit", "a") == wanted
-    fp = Fastpath.open(mounts.seen_from_here(Path("/run/vfr/netns") / host.ns("dom0") / "bpf"))
-    assert fp is not None
-    assert [row.limits for row in fp.domains().values() if row.generation == 2] == [Limits(**wanted)]
-    fp.close()
+    with fastpath_of(host.ns("dom0")) as fp:
+        assert [row.limits for row in fp.domains().values() if row.generation == 2] == [Limits(**wanted)]
     assert host.json("domain", "limit", "b") == before, "another domain's are its own"
     refused = host.vfr("domain", "limit", "a", "--sessions", "0", check=False)
     assert refused.returncode == 2 and "--sessions 0" in refused.stderr

@@ -11,12 +11,12 @@ import pty
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from support.fastpath import fastpath_of
 from support.host import VFR, Host, run
 
-from vfr.kernel import mounts, seeing
+from vfr.kernel import seeing
 from vfr.kernel.fastpath import Fastpath
 from vfr.top import HEAD, Look, Quota, Reading, Row, Sessions, is_limit, line, lines, ordered, rows, short
 
@@ -39,10 +39,8 @@ def host() -> Iterator[Host]:
 
 @pytest.fixture
 def fp(host: Host) -> Iterator[Fastpath]:
-    one = Fastpath.open(mounts.seen_from_here(Path("/run/vfr/netns") / host.ns("dom0") / "bpf"))
-    assert one is not None
-    yield one
-    one.close()
+    with fastpath_of(host.ns("dom0")) as one:
+        yield one
 
 
 def _send(host: Host, count: int, to: str) -> None:

@@ -21,13 +21,12 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from support.fastpath import fastpath_of, slot_of
 from support.host import Host, run
 
-from vfr.kernel.fastpath import Fastpath
 from vfr_lab.debian import UnavailableError
 from vfr_lab.vm import Card, Image, Vm, image
 
@@ -103,13 +102,8 @@ class World:
 
     def slot(self, name: str) -> int:
         """Where the fastpath has a domain."""
-        opened = Fastpath.open(Path("/run/vfr/netns") / self.host.ns("dom0") / "bpf")
-        assert opened
-        try:
-            address = IPv4Address(self.host.json("domain", "show", name)["address"])
-            return opened.addresses()[address]
-        finally:
-            opened.close()
+        with fastpath_of(self.host.ns("dom0")) as fp:
+            return slot_of(fp, self.host.json("domain", "show", name)["address"])
 
 
 @contextmanager

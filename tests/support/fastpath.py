@@ -1,11 +1,11 @@
-"""The fastpath of a lab's host, seen from the test: its counters by the command, its maps by their pins."""
+"""The fastpath of a host or a lab, seen from the test: its counters by the command, its maps by their pins."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from vfr.kernel import mounts
@@ -28,15 +28,20 @@ def stats(lab: Lab, who: str) -> dict[str, int]:
 
 
 @contextmanager
-def open_fastpath(lab: Lab) -> Iterator[Fastpath]:
-    """The maps of the lab's host."""
-    pins = mounts.seen_from_here(Path("/run/vfr/netns") / lab.netns("dom0") / "bpf")
+def fastpath_of(netns: str) -> Iterator[Fastpath]:
+    """The maps of the VFR that runs in a namespace."""
+    pins = mounts.seen_from_here(Path("/run/vfr/netns") / netns / "bpf")
     fastpath = Fastpath.open(pins)
     assert fastpath is not None, f"there is no fastpath at {pins}"
     try:
         yield fastpath
     finally:
         fastpath.close()
+
+
+def open_fastpath(lab: Lab) -> AbstractContextManager[Fastpath]:
+    """The maps of the lab's host."""
+    return fastpath_of(lab.netns("dom0"))
 
 
 def slot_of(fastpath: Fastpath, address: str) -> int:
