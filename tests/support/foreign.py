@@ -20,19 +20,35 @@ def program_before_ours(host: Host, interface: str, name: str) -> Iterator[tuple
     """Has the fastpath's program of that name run first on an interface where it does not belong: the interface's
     index and the program's number.
 
-    Any other program would do. By tcx only: skips where the kernel has none.
+    Any other program would do. By the hook that the host's programs are on; skips if that is tcx and there is none.
     """
-    dom0 = host.ns("dom0")
-    program = bpf.get_pinned(Path("/run/vfr/netns") / dom0 / "bpf" / "fastpath" / name)
+    pin = Path("/run/vfr/netns") / host.ns("dom0") / "bpf" / "fastpath" / name
+    program = bpf.get_pinned(pin)
+    way = _by_clsact if (host.env or {}).get("VFR_ATTACH") == "clsact" else _by_tcx
     try:
-        index = index_of(dom0, interface)
-        try:
-            link = inside(dom0, bpf.tcx_attach, index, program)
-        except KernelError as error:
-            pytest.skip(f"this kernel has no tcx (Linux 6.6): {error}")
-        try:
-            yield index, bpf.object_id(program)
-        finally:
-            os.close(link)
+        with way(host, interface, program, pin):
+            yield index_of(host.ns("dom0"), interface), bpf.object_id(program)
     finally:
         os.close(program)
+
+
+@contextmanager
+def _by_tcx(host: Host, interface: str, program: int, pin: Path) -> Iterator[None]:
+    dom0 = host.ns("dom0")
+    try:
+        link = inside(dom0, bpf.tcx_attach, index_of(dom0, interface), program)
+    except KernelError as error:
+        pytest.skip(f"this kernel has no tcx (Linux 6.6): {error}")
+    try:
+        yield
+    finally:
+        os.close(link)
+
+
+@contextmanager
+def _by_clsact(host: Host, interface: str, program: int, pin: Path) -> Iterator[None]:
+    """At the very priority of ours, where the latest comes first."""
+    place = f"dev {interface} ingress prio 1 handle 2 bpf"
+    host.sh("dom0", f"tc filter add {place} da object-pinned {pin}")
+    yield
+    host.sh("dom0", f"tc filter del {place}")

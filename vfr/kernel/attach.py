@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vfr.errors import KernelError
 from vfr.kernel import bpf, loader
+from vfr.kernel.links import first_filter
 
 _OWN, _SHARED, _NEW = "~clsact", "~clsact-shared", "~new"
 
@@ -71,9 +72,18 @@ def attach(ifindex: int, program: int, links: Path, name: str) -> str:
         fresh.rename(links / name)
         _detach_clsact(ifindex, links, name)
         return "tcx"
+    _leave_to_be_first(ifindex)
     _attach_clsact(ifindex, program, links, name)
     _unpin(links / name)
     return "clsact"
+
+
+def _leave_to_be_first(ifindex: int) -> None:
+    """Takes our filter away if another one runs before it: of those with one priority the latest is first. Until it is
+    there again a VIF is down, and the uplink has no program of ours."""
+    ours = loader.clsact_program(ifindex)
+    if ours is not None and first_filter(ifindex) != ours:
+        loader.clsact_detach(ifindex, remove_qdisc=False)
 
 
 def _attach_clsact(ifindex: int, program: int, links: Path, name: str) -> None:
@@ -98,7 +108,7 @@ def attached(ifindex: int, program: int) -> str | None:
     before_us = bpf.tcx_programs(ifindex)
     if before_us:
         return "tcx" if before_us[0] == number else None
-    return "clsact" if loader.clsact_program(ifindex) == number else None
+    return "clsact" if first_filter(ifindex) == number else None
 
 
 def _detach_clsact(ifindex: int | None, links: Path, name: str) -> None:

@@ -31,6 +31,7 @@ _AF_INET = 2
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _DST, _OIF, _GATEWAY, _PREFSRC = 1, 4, 5, 7
 _SKIP_STATS = 8
+_INGRESS, _FILTER_OPTIONS, _BPF_ID = 0xFFFFFFF2, 2, 11  # the clsact hook's way in, and attributes of its filters
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,15 @@ def addresses() -> list[tuple[int, IPv4Interface]]:
     return [
         (index, IPv4Interface((said.get(_IFA_LOCAL) or said[_IFA_ADDRESS], prefix))) for index, prefix, said in rows
     ]
+
+
+def first_filter(index: int) -> int:
+    """The number of the program that runs first on the clsact hook for what comes in; 0 if there is no filter, or the
+    first runs none."""
+    with Rtnl("listing filters") as kernel:
+        found = map(rtnl.of_filter, kernel.dump(rtnl.GETFILTER, rtnl.filters_of(index, _INGRESS)))
+        first = next((said for handle, said in found if handle), {})
+    return _number(rtnl.attrs(first.get(_FILTER_OPTIONS, b"")).get(_BPF_ID))
 
 
 def default_route_interfaces() -> list[int]:

@@ -21,6 +21,7 @@ from vfr.errors import KernelError
 from vfr.instance import NETNS
 
 NEWLINK, DELLINK, GETLINK, SETLINK, NEWADDR, GETADDR, NEWROUTE, DELROUTE, GETROUTE = 16, 17, 18, 19, 20, 22, 24, 25, 26
+GETFILTER = 46
 CREATE, EXCL, REPLACE = 0x400, 0x200, 0x100
 _REQUEST, _ACK, _DUMP, _INTERRUPTED = 1, 4, 0x300, 0x10
 _ERROR, _DONE = 2, 3
@@ -29,6 +30,7 @@ _HEADER = struct.Struct("=IHHII")
 _LINK = struct.Struct("=BxHiII")
 _ADDR = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
+_FILTER = struct.Struct("=BxxxiIII")
 _ATTR = struct.Struct("=HH")
 _CLONE_NEWNET = 0x40000000
 _ROOM = 1 << 20  # bytes of one answer
@@ -82,6 +84,11 @@ def route(prefix: int, scope: int, *parts: bytes, kind: int = 1, protocol: int =
     return _ROUTE.pack(socket.AF_INET, prefix, 0, 0, 254, protocol, scope, kind, 0) + b"".join(parts)
 
 
+def filters_of(index: int, parent: int) -> bytes:
+    """What a question about an interface's tc filters says."""
+    return _FILTER.pack(socket.AF_UNSPEC, index, 0, parent, 0)
+
+
 def of_link(raw: bytes) -> tuple[int, int, Attrs]:
     """(index, flags, attributes) of an interface."""
     _, _, index, flags, _ = _LINK.unpack_from(raw)
@@ -98,6 +105,12 @@ def of_route(raw: bytes) -> tuple[int, int, Attrs]:
     """(table, length of the destination's prefix, attributes) of a route."""
     _, prefix, _, _, table, *_ = _ROUTE.unpack_from(raw)
     return table, prefix, attrs(raw[_ROUTE.size :])
+
+
+def of_filter(raw: bytes) -> tuple[int, Attrs]:
+    """(handle, attributes) of a tc filter; the handle of what has filters in it is 0."""
+    _, _, handle, _, _ = _FILTER.unpack_from(raw)
+    return handle, attrs(raw[_FILTER.size :])
 
 
 def enter(netns: Path) -> None:
