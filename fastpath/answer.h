@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * answer: what guests ask the network itself. Who they are, by DHCP (dhcp.h). ARP for the gateway, and for the peers a domain has
- * business with (systems that take 169.254/16 for on-link ask for the peer, not for the gateway).
+ * answer: what guests ask the network itself. Who they are, by DHCP (dhcp.h). ARP for the gateway, and for the
+ * peers a domain has business with (systems that take 169.254/16 for on-link ask for the peer, not for the
+ * gateway).
  * Silent for everything else: an answer to a duplicate address probe, or about a domain's own
  * address, would tell the guest that its address is taken.
  */
