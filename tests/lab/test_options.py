@@ -119,10 +119,12 @@ def _markers(capture: Capture) -> set[str]:
 
 
 def _answered(capture: Capture, way: _Way) -> set[int]:
-    """The sender's ports that were answered: by TCP, or by an ICMP error that quotes them."""
+    """The sender's ports that were answered: by TCP, or by an ICMP error that quotes a marker. A peer may still complain
+    about fragments that another test sent half a minute ago."""
     packets = [p for p in wire.packets(capture.file) if wire.source(p)[0] == way.dst]
     tcp = [p[22:24] for p in packets if p[9] == wire.TCP]
-    errors = [p[28 + (p[28] & 15) * 4 :][:2] for p in packets if p[9] == wire.ICMP and p[20] in (3, 4, 5, 11, 12)]
+    icmp = [p for p in packets if p[9] == wire.ICMP and p[20] in (3, 4, 5, 11, 12) and b"marker: " in p]
+    errors = [p[28 + (p[28] & 15) * 4 :][:2] for p in icmp]
     return {int.from_bytes(port, "big") for port in (*tcp, *errors)}
 
 

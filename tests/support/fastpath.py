@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from vfr.kernel import mounts
@@ -45,8 +46,8 @@ def open_fastpath(lab: Lab) -> AbstractContextManager[Fastpath]:
 
 
 def slot_of(fastpath: Fastpath, address: str) -> int:
-    """The slot of the domain with this address."""
-    return next(slot for slot, row in fastpath.domains().items() if str(row.address) == address)
+    """The slot of the domain with this address, also of one that is saved."""
+    return fastpath.addresses()[IPv4Address(address)]
 
 
 @contextmanager
