@@ -52,7 +52,7 @@ class Limits:
     `new_in_per_s` conversations that others begin with it (0: `new_per_s` of the LAN's). `burst_ms` is by how much of
     a second it may run ahead of its rates."""
 
-    sessions: int = 2048
+    sessions: int = 1024
     inbound: int = 1024
     half_open: int = 512
     new_per_s: int = 50_000
@@ -156,8 +156,9 @@ def dns_servers(text: str) -> tuple[IPv4Address, ...]:
 def forgettable(limits: Limits, ports: int) -> tuple[int, int, int, int]:
     """How many of a domain's conversations are remembered in the order in which they may be forgotten, by
     vfr._abi.Kind. One that begins anew under the same key, as where a remote in TIME_WAIT answers a SYN by a
-    challenge, stands there again: hence several for each of its `ports` outside ports."""
-    return 4 * ports, 256, 64, min(limits.half_open, 128)
+    challenge, stands there again: hence several for each of its `ports` outside ports. With the usual limits and 64
+    ports each queue just fits in what the kernel gives out as one piece, and some more would take two."""
+    return max(4 * ports - 32, 2 * ports), 224, 64, min(limits.half_open, 96)
 
 
 DOM0_LIMITS = Limits(sessions=8192, inbound=16, half_open=4096, new_per_s=0, errors_per_s=1000, fragments=256)

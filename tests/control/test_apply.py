@@ -103,7 +103,7 @@ def test_a_domain_that_is_to_be_elsewhere_is_made_anew(host: Host, tmp_path: Pat
     moved = WHOLE.replace("domain a netns ta-a", "domain a netns ta-c").replace(" sessions 512", "")
     host.vfr("apply", _file(tmp_path, moved))
     (a,) = [d for d in host.json("domain", "list") if d["name"] == "a"]
-    assert a["netns"] == "ta-c" and host.json("domain", "limit", "a")["sessions"] == 2048
+    assert a["netns"] == "ta-c" and host.json("domain", "limit", "a")["sessions"] == 1024
     assert host.pings("c", "192.0.2.11") and "eth0" not in host.sh("a", "ip -o link")
 
 

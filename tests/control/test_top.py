@@ -67,7 +67,7 @@ def test_figures_are_what_was_sent(host: Host, fp: Fastpath) -> None:
     assert 0 <= asked <= 6, "its questions by ARP, and of its own accord by IPv6"
     assert row.out_bytes - 100 * (row.out_packets - asked) in range(42 * asked, 111 * asked + 1)
     assert row.begun == 1, "what is refused begins nothing"
-    assert row.sessions and row.sessions.own.living == 2 and row.sessions.own.most == 2048
+    assert row.sessions and row.sessions.own.living == 2 and row.sessions.own.most == 1024
 
 
 def test_a_limit_that_was_hit_is_counted_and_marked(host: Host, fp: Fastpath) -> None:

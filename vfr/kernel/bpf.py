@@ -213,9 +213,9 @@ def program_fd_by_id(number: int) -> int:
     return _checked(f"opening program {number}", PROG_FD_BY_ID, _Obj(path=number))
 
 
-def create_map(kind: int, key: int, value: int, entries: int, flags: int, name: str) -> int:
-    """A new map's file descriptor. Sizes in bytes."""
-    attr = _Create(kind, key, value, entries, flags, 0, 0, name.encode()[:15])
+def create_map(kind: int, key: int, value: int, entries: int, flags: int, name: str, inner: int = 0) -> int:
+    """A new map's file descriptor. Sizes in bytes; `inner` is one like those that a map of maps is to have."""
+    attr = _Create(kind, key, value, entries, flags, inner, 0, name.encode()[:15])
     return _checked(f"creating the map {name} with {entries} entries", MAP_CREATE, attr)
 
 

@@ -280,7 +280,7 @@ def _domain(row: _abi.Domain) -> DomainRow:
     )
 
 
-def _table_sizes(limits: Limits, port_count: int) -> dict[str, int]:
+def table_sizes(limits: Limits, port_count: int) -> dict[str, int]:
     """How many rows each of a slot's inner maps has room for."""
     sizes = (limits.sessions, limits.inbound, 3 * port_count, limits.fragments)
     return dict(zip(_TABLES, sizes, strict=True))
@@ -530,7 +530,7 @@ class Fastpath:
         they are."""
         self._maps["complete"].set(_u32(slot), _u32(0))
         self.new_runtime(slot)
-        places = {name: [(slot, entries)] for name, entries in _table_sizes(limits, port_count).items()}
+        places = {name: [(slot, entries)] for name, entries in table_sizes(limits, port_count).items()}
         queues = forgettable(limits, port_count)
         places["closing"] = [(slot * Kind.KINDS + kind, entries) for kind, entries in enumerate(queues)]
 
@@ -581,11 +581,11 @@ class Fastpath:
     def sizes(limits: Limits, port_count: int) -> tuple[int, ...]:
         """How large a slot's tables are under these limits: only where that changes are there others to be made, while
         conversations begin."""
-        return tuple(_table_sizes(limits, port_count).values())
+        return tuple(table_sizes(limits, port_count).values())
 
     def resize_tables(self, slot: int, limits: Limits, port_count: int) -> None:
         """Inner maps of other sizes, with what was in the old ones as far as there is room."""
-        for name, entries in _table_sizes(limits, port_count).items():
+        for name, entries in table_sizes(limits, port_count).items():
             old = self.inner(name, slot)
             rows = list(old.items()) if old else []
             if old:
@@ -626,7 +626,7 @@ class Fastpath:
         self.clear_blocks(tenants)
         places: dict[str, list[tuple[int, int]]] = {name: [] for name in (*_TABLES, "closing")}
         for t in tenants:
-            for name, entries in _table_sizes(t.limits, t.port_count).items():
+            for name, entries in table_sizes(t.limits, t.port_count).items():
                 places[name].append((t.slot, entries))
             queues = forgettable(t.limits, t.port_count)
             places["closing"] += [(t.slot * Kind.KINDS + kind, entries) for kind, entries in enumerate(queues)]
