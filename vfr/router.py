@@ -62,7 +62,7 @@ from vfr.errors import ConflictError, KernelError, UsageError, VfrError
 from vfr.forwards import POOL
 from vfr.own import forwards_to, lan_lost, may_reach_dom0
 from vfr.policy.amend import Book
-from vfr.policy.rules import Traffic, rule_text
+from vfr.policy.rules import ANY, Traffic, rule_text
 from vfr.registry import Contents, Domain, Nat, Registry, Rules, locked, read_only
 from vfr.ruling import RULES_AT_ONCE, changes, definitions, ruled, rules_at
 from vfr.settings import Dhcp, DhcpWords, Limits, Timers
@@ -88,7 +88,7 @@ if TYPE_CHECKING:
     from vfr.flows import Flow
     from vfr.kernel.host import Host
     from vfr.plan import Actual, Change
-    from vfr.policy import CompiledPolicy
+    from vfr.policy import CompiledPolicy, Document
     from vfr.policy.amend import Patch
     from vfr.policy.language import DomainLine, NatLine
     from vfr.reach import Exposed
@@ -961,6 +961,8 @@ class Router:
         ):  # `domain none` is a line, too
             with _told_at(rules, at):
                 after = self._declared_domain(line, after, registry, before.domains)
+        if document.dhcp:
+            after = _declared_dhcp(rules, document, after)
         if after.is_empty and not before.is_empty:
             raise ConflictError(
                 f"{name} leaves nothing; to take all down, run `vfr domain remove` and `vfr nat disable`"
@@ -1228,6 +1230,17 @@ def _told(d: Domain, words: DhcpWords | None) -> Domain:
     if words is None:
         return replace(d, dhcp=DhcpWords())
     return replace(d, dhcp=replace(d.dhcp, **words.said()))
+
+
+def _declared_dhcp(rules: Rules, document: Document, before: Contents) -> Contents:
+    """With DHCP as a file has it: what it does not say is the default for all, and nothing for one domain."""
+    for at, line in zip(document.dhcp_lines, document.dhcp, strict=True):
+        if line.name != ANY and all(d.name != line.name for d in before.domains):
+            with _told_at(rules, at):
+                raise ConflictError(str(no_such(line.name, before)))
+    said = {line.name: line.words for line in document.dhcp}
+    domains = (replace(d, dhcp=said.get(d.name, DhcpWords())) for d in before.domains)
+    return replace(before, dhcp=said.get(ANY, DhcpWords()).over(Dhcp()), domains=tuple(domains))
 
 
 @contextmanager

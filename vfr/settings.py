@@ -158,7 +158,7 @@ def forgettable(limits: Limits, ports: int) -> tuple[int, int, int, int]:
     vfr._abi.Kind. One that begins anew under the same key, as where a remote in TIME_WAIT answers a SYN by a
     challenge, stands there again: hence several for each of its `ports` outside ports. With the usual limits and 64
     ports each queue just fits in what the kernel gives out as one piece, and some more would take two."""
-    return max(4 * ports - 32, 2 * ports), 224, 64, min(limits.half_open, 96)
+    return 4 * ports - min(ports // 2, 32), 224, 64, min(limits.half_open, 96)
 
 
 DOM0_LIMITS = Limits(sessions=8192, inbound=16, half_open=4096, new_per_s=0, errors_per_s=1000, fragments=256)

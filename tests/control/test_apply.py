@@ -22,6 +22,7 @@ WHOLE = """\
 nat eth0 ssh 2-9
 domain a netns ta-a address 169.254.1.2 sessions 512
 domain b netns ta-b address 169.254.1.3
+dhcp any dns 192.0.2.53,192.0.2.54 lease 7200
 group guests = a, b
 set friends = 192.0.2.11, 198.51.100.0/24
 forward tcp 8080 -> a 80 comment "the web"
@@ -64,6 +65,8 @@ def test_one_file_is_the_whole_router(host: Host, tmp_path: Path) -> None:
     assert _names(host) == ["a", "b"] and all(d["state"] == "up" for d in host.json("domain", "list"))
     assert host.json("domain", "limit", "a")["sessions"] == 512
     assert host.pings("a", "192.0.2.11") and host.pings("dom0", "169.254.1.3")
+    told = [d["dhcp"] for d in host.json("domain", "list")]
+    assert told == 2 * ["/32, 7200 s, dns 192.0.2.53 192.0.2.54"]
     forwards = [f for f in host.json("nat", "status")["forwards"] if f["outside_port"] > 8000]
     assert [(f["protocol"], f["outside_port"], f["ports"], f["on"]) for f in forwards] == [
         ("tcp", 8080, 1, "lan"),
@@ -96,6 +99,18 @@ def test_a_file_of_rules_leaves_domains_and_nat_alone(host: Host, tmp_path: Path
     host.vfr("apply", _file(tmp_path, "allow a -> b icmp\n"))
     assert _names(host) == ["a", "b"] and host.json("nat", "status")["enabled"]
     assert host.pings("a", "169.254.1.3") and not host.pings("a", "192.0.2.11")
+
+
+def test_a_file_of_rules_leaves_dhcp_alone_and_one_with_a_line_about_it_says_all(host: Host, tmp_path: Path) -> None:
+    host.vfr("apply", _file(tmp_path, WHOLE + "dhcp b prefix 16 dns none\n"))
+    host.vfr("apply", _file(tmp_path, "allow a -> b icmp\n"))
+    assert host.json("dhcp")["lease"] == 7200 and host.json("dhcp", "b")["prefix"] == 16
+    wrong = host.vfr("apply", _file(tmp_path, "dhcp any lease 60\ndhcp c lease 90\n"), check=False)
+    assert wrong.returncode == 1 and "office.rules:2:1: there is no domain 'c'; there are: a, b" in wrong.stderr
+    assert host.json("dhcp")["lease"] == 7200, "nothing half done"
+    host.vfr("apply", _file(tmp_path, "dhcp b lease 60\n"))
+    assert host.json("dhcp") == {"on": True, "dns": [], "lease": 3600, "prefix": 32}
+    assert host.json("dhcp", "b") == {"on": True, "dns": [], "lease": 60, "prefix": 32}
 
 
 def test_a_domain_that_is_to_be_elsewhere_is_made_anew(host: Host, tmp_path: Path) -> None:

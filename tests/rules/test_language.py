@@ -28,8 +28,9 @@ from vfr.policy import (
 )
 from vfr.policy import parse_document as read
 from vfr.policy.compile import NODE_LAN, PAIRS_MOST, TooManyError
-from vfr.policy.language import DomainLine, NatLine, stray_names
+from vfr.policy.language import DhcpLine, DomainLine, NatLine, stray_names
 from vfr.policy.rules import ICMP, TCP, UDP
+from vfr.settings import DhcpWords
 
 slow = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 WEB, DB, REMOTE = Party("web"), Party("db"), Party(address=IPv4Address("198.51.100.7"))
@@ -119,6 +120,19 @@ def test_nat_and_domains() -> None:
     assert document.domain_lines == (2, 3)
     assert (read("nat off", "f").nat, read("", "f").nat) == (NatLine("off"), None)
     assert (read("domain none", "f").domains, read("", "f").domains) == ((), None)
+
+
+def test_dhcp() -> None:
+    text = "dhcp web answered no\ndhcp any lease 7200 dns 192.0.2.53, 192.0.2.54 prefix 16\ndhcp db dns none\ndhcp ci\n"
+    document = read(text, "f")
+    servers = (IPv4Address("192.0.2.53"), IPv4Address("192.0.2.54"))
+    assert document.dhcp == (
+        DhcpLine("web", DhcpWords(on=False)),
+        DhcpLine("any", DhcpWords(dns=servers, lease=7200, prefix=16)),
+        DhcpLine("db", DhcpWords(dns=())),
+        DhcpLine("ci"),
+    )
+    assert document.dhcp_lines == (1, 2, 3, 4) and read("", "f").dhcp == ()
 
 
 def test_rules_know_where_they_stand() -> None:

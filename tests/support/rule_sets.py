@@ -8,8 +8,9 @@ from ipaddress import IPv4Address, IPv4Network
 from hypothesis import strategies as st
 
 from vfr.policy import Document, ForwardRule, Rule, RuleSet, What
-from vfr.policy.language import DomainLine, NatLine
+from vfr.policy.language import DhcpLine, DomainLine, NatLine
 from vfr.policy.rules import ICMP, ICMP_REQUESTS, LIMIT_MOST, TCP, UDP
+from vfr.settings import DhcpWords
 
 SLOTS = {"web": 1, "db": 2, "ci": 3}
 UPLINK = IPv4Network("192.0.2.0/24")
@@ -127,12 +128,26 @@ _domains = st.builds(
     ),
 )
 
+_servers = st.lists(st.sampled_from([IPv4Address(f"192.0.2.{n}") for n in (53, 54, 55)]), unique=True, max_size=3)
+_dhcps = st.builds(
+    DhcpLine,
+    st.sampled_from(["any", *SLOTS, "a.b"]),
+    st.builds(
+        DhcpWords,
+        st.one_of(st.none(), st.booleans()),
+        st.one_of(st.none(), _servers.map(tuple)),
+        st.one_of(st.none(), st.integers(20, 604800)),
+        st.sampled_from([None, 16, 32]),
+    ),
+)
+
 
 @st.composite
 def documents(draw: st.DrawFn) -> Document:
     """Everything that a file can say."""
     domains = draw(st.one_of(st.none(), st.lists(_domains, unique_by=lambda d: d.name, max_size=4).map(tuple)))
-    return Document(draw(rule_sets()), draw(_forwards()), draw(_nats), domains)
+    dhcp = draw(st.lists(_dhcps, unique_by=lambda d: d.name, max_size=3).map(tuple))
+    return Document(draw(rule_sets()), draw(_forwards()), draw(_nats), domains, dhcp)
 
 
 def addresses() -> st.SearchStrategy[IPv4Address]:

@@ -12,11 +12,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vfr.errors import VfrError
+from vfr.errors import UsageError, VfrError
 from vfr.policy.rules import (
+    ANY,
     DOM0,
     ICMP,
     ICMP_REQUESTS,
@@ -36,7 +38,7 @@ from vfr.policy.rules import (
     is_name,
     looks_like_address,
 )
-from vfr.settings import Limits
+from vfr.settings import DhcpWords, Limits, dns_servers
 
 if TYPE_CHECKING:
     from lark import Lark, Token
@@ -144,21 +146,39 @@ class DomainLine:
 
 
 @dataclass(frozen=True, slots=True)
+class DhcpLine:
+    """`dhcp any dns 192.0.2.53,192.0.2.54 lease 7200`, or `dhcp web answered no`: what guests are told, or one domain's."""
+
+    name: str
+    words: DhcpWords = field(default_factory=DhcpWords)
+
+    def __str__(self) -> str:
+        said, words = self.words, ["dhcp", self.name]
+        words += ["answered", "yes" if said.on else "no"] if said.on is not None else []
+        words += ["dns", ",".join(map(str, said.dns)) or "none"] if said.dns is not None else []
+        for word, number in (("lease", said.lease), ("prefix", said.prefix)):
+            words += [word, str(number)] if number is not None else []
+        return " ".join(words)
+
+
+@dataclass(frozen=True, slots=True)
 class Document:
-    """All that a file says. `domains` is None if it says nothing of domains, () if there are to be none. Where things
-    stand is not part of it."""
+    """All that a file says. `domains` is None if it says nothing of domains, () if there are to be none; `dhcp` is () if it
+    says nothing of DHCP. Where things stand is not part of it."""
 
     rules: RuleSet = field(default_factory=RuleSet)
     forwards: tuple[ForwardRule, ...] = ()
     nat: NatLine | None = None
     domains: tuple[DomainLine, ...] | None = None
+    dhcp: tuple[DhcpLine, ...] = ()
     places: tuple[tuple[int, int], ...] = field(default=(), compare=False)  # line and column of each forward
     domain_lines: tuple[int, ...] = field(default=(), compare=False)
+    dhcp_lines: tuple[int, ...] = field(default=(), compare=False)
     nat_line: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
         domains = ["domain none"] if self.domains == () else [str(d) for d in self.domains or ()]
-        lines = [*([str(self.nat)] if self.nat else []), *domains, *map(str, self.forwards)]
+        lines = [*([str(self.nat)] if self.nat else []), *domains, *map(str, (*self.dhcp, *self.forwards))]
         return "".join(f"{line}\n" for line in lines) + str(self.rules)
 
 
@@ -195,6 +215,7 @@ class _Builder:
         self.nats: list[tuple[NatLine, Token]] = []
         self.domains: list[tuple[DomainLine, Token]] = []
         self.domain_names: set[str] = set()
+        self.dhcps: dict[str, tuple[DhcpLine, Token]] = {}
 
     def range(self, numbers: list[Token]) -> tuple[Token, tuple[int, int]]:
         return numbers[0], (_number(numbers[0]), _number(numbers[-1]))
@@ -322,6 +343,30 @@ class _Builder:
         made = DomainLine(str(name), kind, str(place), address and str(address), mac and str(mac), limits, guest)
         self.domains.append((made, name))
 
+    def dhcp(self, parts: list[Token]) -> None:
+        name, *rest = parts
+        if name in self.dhcps:
+            raise _At(name, f"DHCP of {str(name)!r} is said twice")
+        if name != ANY:
+            _checked(name, check_domain, str(name))
+        values: list[list[Token]] = []
+        for token in rest:
+            values += [[]] if token.type == "OPTION" else []
+            values[-1].append(token)
+        given = _options([word for option in values for word in option[:2]], tuple(_DHCP_OPTIONS), "dhcp")
+        for option, _, *more in values:
+            if more and option != "dns":
+                raise _At(more[0], f"{option!s} has one value")
+        said = dict[str, Any]()
+        for option, first, *more in values:
+            what, read = _DHCP_OPTIONS[option]
+            try:
+                said[what] = read(first, *more)
+                DhcpWords(**said)
+            except UsageError as error:
+                raise _At(given[str(option)], str(error).removeprefix("--")) from None
+        self.dhcps[str(name)] = DhcpLine(str(name), DhcpWords(**said)), name
+
     # The whole
 
     def document(self, file: str) -> Document:
@@ -342,8 +387,10 @@ class _Builder:
             tuple(line for line, _ in self.forwards),
             self.nats[0][0] if self.nats else None,
             () if none else tuple(line for line, _ in self.domains) or None,
+            tuple(line for line, _ in self.dhcps.values()),
             tuple((token.line or 1, token.column or 1) for _, token in self.forwards),
             tuple(token.line or 1 for _, token in self.domains),
+            tuple(token.line or 1 for _, token in self.dhcps.values()),
             (self.nats[0][1].line or 1) if self.nats else 0,
         )
 
@@ -429,6 +476,24 @@ def _close(word: str, words: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def _yes(token: Token) -> bool:
+    if token not in ("yes", "no"):
+        raise _At(token, f"{str(token)!r} is neither yes nor no")
+    return str(token) == "yes"
+
+
+def _servers(*tokens: Token) -> tuple[IPv4Address, ...]:
+    return dns_servers(",".join(tokens))
+
+
+_DHCP_OPTIONS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "answered": ("on", _yes),
+    "dns": ("dns", _servers),
+    "lease": ("lease", _number),
+    "prefix": ("prefix", _number),
+}
+
+
 @cache
 def _machinery() -> tuple[Lark, _Builder]:
     """The parser, which takes a while to make, and what it builds with."""
@@ -446,6 +511,7 @@ _SAID = {
     "_FORWARD": "forward",
     "_NAT": "nat",
     "_DOMAIN": "domain",
+    "_DHCP": "dhcp",
     "END": "a name, an address",
     "WORD": "a name",
     "PLACE": "a name",
