@@ -22,7 +22,6 @@ WHOLE = """\
 nat eth0 ssh 2-9
 domain a netns ta-a address 169.254.1.2 sessions 512
 domain b netns ta-b address 169.254.1.3
-dhcp any dns 192.0.2.53,192.0.2.54 lease 7200
 group guests = a, b
 set friends = 192.0.2.11, 198.51.100.0/24
 forward tcp 8080 -> a 80 comment "the web"
@@ -60,8 +59,11 @@ def _until(ready: Callable[[], bool], what: str, seconds: float = 20) -> None:
 # One file
 
 
+TOLD = WHOLE + "dhcp any dns 192.0.2.53,192.0.2.54 lease 7200\n"
+
+
 def test_one_file_is_the_whole_router(host: Host, tmp_path: Path) -> None:
-    host.vfr("apply", _file(tmp_path, WHOLE))
+    host.vfr("apply", _file(tmp_path, TOLD))
     assert _names(host) == ["a", "b"] and all(d["state"] == "up" for d in host.json("domain", "list"))
     assert host.json("domain", "limit", "a")["sessions"] == 512
     assert host.pings("a", "192.0.2.11") and host.pings("dom0", "169.254.1.3")
@@ -73,11 +75,11 @@ def test_one_file_is_the_whole_router(host: Host, tmp_path: Path) -> None:
         ("udp", 9000, 10, "lan"),
         ("tcp", 8081, 1, "host"),
     ]
-    assert host.json("apply", "--dry-run", _file(tmp_path, WHOLE))["steps"] == []
+    assert host.json("apply", "--dry-run", _file(tmp_path, TOLD))["steps"] == []
 
 
 def test_what_is_exported_makes_the_same_router(host: Host, tmp_path: Path) -> None:
-    host.vfr("apply", _file(tmp_path, WHOLE))
+    host.vfr("apply", _file(tmp_path, TOLD))
     exported, listed = host.vfr("export").stdout, host.json("domain", "list")
     host.vfr("domain", "remove", "a", "b")
     host.vfr("nat", "disable")
@@ -102,7 +104,7 @@ def test_a_file_of_rules_leaves_domains_and_nat_alone(host: Host, tmp_path: Path
 
 
 def test_a_file_of_rules_leaves_dhcp_alone_and_one_with_a_line_about_it_says_all(host: Host, tmp_path: Path) -> None:
-    host.vfr("apply", _file(tmp_path, WHOLE + "dhcp b prefix 16 dns none\n"))
+    host.vfr("apply", _file(tmp_path, TOLD + "dhcp b prefix 16 dns none\n"))
     host.vfr("apply", _file(tmp_path, "allow a -> b icmp\n"))
     assert host.json("dhcp")["lease"] == 7200 and host.json("dhcp", "b")["prefix"] == 16
     wrong = host.vfr("apply", _file(tmp_path, "dhcp any lease 60\ndhcp c lease 90\n"), check=False)
