@@ -157,7 +157,7 @@ def forgettable(limits: Limits, ports: int) -> tuple[int, int, int, int]:
     """How many of a domain's conversations are remembered in the order in which they may be forgotten, by
     vfr._abi.Kind. One that begins anew under the same key, as where a remote in TIME_WAIT answers a SYN by a
     challenge, stands there again: hence several for each of its `ports` outside ports. With the usual limits and 64
-    ports each queue just fits in what the kernel gives out as one piece, and some more would take two."""
+    ports each queue just fits in what the kernel gives out as one piece; one of a few places more would weigh twice that."""
     return 4 * ports - min(ports // 2, 32), 224, 64, min(limits.half_open, 96)
 
 

@@ -353,7 +353,7 @@ class _Builder:
         for token in rest:
             values += [[]] if token.type == "OPTION" else []
             values[-1].append(token)
-        given = _options([word for option in values for word in option[:2]], tuple(_DHCP_OPTIONS), "dhcp")
+        _options([word for option in values for word in option[:2]], tuple(_DHCP_OPTIONS), "dhcp")
         for option, _, *more in values:
             if more and option != "dns":
                 raise _At(more[0], f"{option!s} has one value")
@@ -364,7 +364,7 @@ class _Builder:
                 said[what] = read(first, *more)
                 DhcpWords(**said)
             except UsageError as error:
-                raise _At(given[str(option)], str(error).removeprefix("--")) from None
+                raise _At(first, str(error).removeprefix("--")) from None
         self.dhcps[str(name)] = DhcpLine(str(name), DhcpWords(**said)), name
 
     # The whole
