@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -104,6 +105,12 @@ def _build(host: Host) -> str:
     return found
 
 
+def _drops(host: Host, guest: str) -> dict[str, int]:
+    """How many packets of a guest's were dropped, by verdict."""
+    found = host.json("stats", guest)[guest]
+    return {name: counted["packets"] for name, counted in found.items() if name.startswith("DROP_")}
+
+
 def _traffic(host: Host, stack: ExitStack) -> tuple[list[Program], list[Program], Program, Program, Program, Program]:
     def start(node: str, code: str, *arguments: str) -> Program:
         return stack.enter_context(Program(host, node, code, *arguments))
@@ -132,8 +139,8 @@ def test_to_and_fro_under_traffic(host: Host, other: Version) -> None:
         before = _sessions(host)
         assert len(before) >= 4
         builds = []
-        for time in range(TIMES):
-            done = other.vfr(host, "upgrade", "--json") if time % 2 == 0 else host.vfr("upgrade", "--json")
+        for number in range(TIMES):
+            done = other.vfr(host, "upgrade", "--json") if number % 2 == 0 else host.vfr("upgrade", "--json")
             assert json.loads(done.stdout)["changed"]
             builds.append(_build(host))
         after = _sessions(host)
@@ -149,8 +156,27 @@ def test_to_and_fro_under_traffic(host: Host, other: Version) -> None:
     assert seen == sent
     assert spoofed > 100 and arrived == 0
     assert len(set(builds)) == 2 and builds[-1] == first, "and back"
-    drops = json.loads(host.vfr("stats", "b", "--json").stdout)["b"]
-    assert drops["DROP_SRC_IP"]["packets"] == spoofed, "dropped one by one, under their name"
+    assert _drops(host, "b")["DROP_SRC_IP"] == spoofed, "dropped one by one, under their name"
+
+
+@pytest.mark.inv(6)
+@pytest.mark.inv(7)
+def test_a_rate_holds_across(host: Host, other: Version) -> None:
+    """The credit that is used up is not given anew by any upgrade: three would be another 1,500 packets."""
+    per_s, burst_s, times = 100, 5, 3
+    limits = host.json("domain", "set", "a", "--pps-out", str(per_s), "--burst", f"{burst_s}s")
+    with Program(host, "lan", RECEIVE_UDP, "9101") as sink:
+        began = time.monotonic()
+        with Program(host, "a", SEND_UDP, "192.0.2.11", "9101", "100", "0.002") as sender:
+            while not _drops(host, "a").get("DROP_PPS_OUT"):
+                assert time.monotonic() < began + 30, "the burst is never used up"
+            for number in range(times):
+                _ = other.vfr(host, "upgrade") if number % 2 == 0 else host.vfr("upgrade")
+            sent = int(sender.end())
+        seen, seconds = int(sink.end()), time.monotonic() - began
+    print(f"{times} upgrades in {seconds:.1f} s: {sent} sent, {seen} seen")
+    assert sent > 2 * seen and per_s * burst_s <= seen <= per_s * (burst_s + seconds) + 2
+    assert host.json("domain", "set", "a") == limits
 
 
 @pytest.mark.inv(12)
