@@ -6,7 +6,9 @@
  * present than the burst may pass, with as long a packet as it likes, and goes into debt by what that takes. So a
  * frame of 64 KiB passes under any rate, and in any time no more passes than rate x time + burst + one frame. Credit
  * is looked for first, in all rates that a packet draws on, and only one that passes draws on any. Between that look
- * and the drawing other CPUs may have looked too; what all of them take is added up, so it is paid for later.
+ * and the drawing other CPUs may have looked too; what all of them take is added up, so it is paid for later. A quota
+ * may still refuse what a rate lets pass: then what was drawn is given back, so that nobody uses up another's rate by
+ * what never arrives.
  *
  * What counts is frames as they are on an Ethernet, from the MAC on and without the checksum behind them: of a frame
  * that is still to be cut into segments (GSO), each with headers of its own.
@@ -54,6 +56,18 @@ static __always_inline __u32 segments_of(const struct __sk_buff *skb, __u32 head
 static __always_inline __u32 segments(const struct vfr_pkt *p)
 {
 	return segments_of(p->skb, L4_OFFSET + p->l4_length);
+}
+
+static __always_inline void weigh(const struct __sk_buff *skb, struct load *load)
+{
+	load->packets = segments_of(skb, load->headers);
+	load->bits = 8 * (skb->len + (load->packets - 1) * load->headers);
+}
+
+/* What it takes of the uplink, with all that Ethernet puts around frames. */
+static __always_inline __u64 wire_bits(const struct load *load)
+{
+	return load->bits + load->packets * WIRE_EXTRA * 8;
 }
 
 static __always_inline __u64 time_for(__u64 amount, __u64 per_s)
@@ -189,7 +203,7 @@ static __always_inline __u64 share(struct vfr_runtime *sender, struct vfr_runtim
 static __always_inline void draw_share(struct vfr_runtime *sender, struct vfr_runtime *uplink,
 				       const struct load *load, __u64 fair)
 {
-	__u64 bits = load->bits + load->packets * WIRE_EXTRA * 8, old = sender->share_until_ns;
+	__u64 bits = wire_bits(load), old = sender->share_until_ns;
 	__u64 most = load->now + 8 * queue_aim(load->uplink_rate);
 
 	draw(&uplink->share_until_ns, load->now, time_for(bits, load->uplink_rate));
@@ -208,8 +222,7 @@ __noinline enum vfr_verdict take(struct __sk_buff *skb, struct load *load)
 
 	if (!load)
 		return VFR_DROP_NOT_READY;
-	load->packets = segments_of(skb, load->headers);
-	load->bits = 8 * (skb->len + (load->packets - 1) * load->headers);
+	weigh(skb, load);
 	from = domain_in(load->from);
 	to = domain_in(load->to);
 	sender = runtime_of(load->from);
@@ -234,28 +247,86 @@ __noinline enum vfr_verdict take(struct __sk_buff *skb, struct load *load)
 	return VFR_CONTINUE;
 }
 
-static __always_inline enum vfr_verdict take_all(struct vfr_pkt *p, __u64 uplink_rate)
+/* Not of a slot's next tenant, who has drawn on nothing yet. */
+static __always_inline void undraw(__u64 *until_ns, __u64 takes_ns)
 {
-	struct load load = {
-		.now = p->now,
-		.uplink_rate = uplink_rate,
-		.from = p->from ? p->from_slot : VFR_NODE_LAN,
-		.to = p->to_node,
-		.headers = L4_OFFSET + p->l4_length,
-	};
+	if (*until_ns > takes_ns)
+		__sync_fetch_and_sub(until_ns, takes_ns);
+}
 
+static __always_inline void return_cap(const struct vfr_cap *cap, struct vfr_credit *credit, const struct load *load)
+{
+	if (cap->bits_per_s)
+		undraw(&credit->bits_until_ns, time_for(load->bits, cap->bits_per_s));
+	if (cap->packets_per_s)
+		undraw(&credit->packets_until_ns, time_for(load->packets, cap->packets_per_s));
+}
+
+/* What @take has just drawn, back. */
+__noinline int give_back(struct __sk_buff *skb, struct load *load)
+{
+	struct vfr_runtime *sender, *receiver, *uplink;
+	struct vfr_domain *from, *to;
+	__u64 fair, bits;
+
+	if (!load)
+		return 0;
+	weigh(skb, load);
+	from = domain_in(load->from);
+	to = domain_in(load->to);
+	sender = runtime_of(load->from);
+	receiver = runtime_of(load->to);
+	uplink = runtime_of(VFR_ROW_LAN);
+	if (from && sender)
+		return_cap(&from->outward, &sender->outward, load);
+	if (to && receiver)
+		return_cap(&to->inward, &receiver->inward, load);
+	if (!load->uplink_rate || !sender || !uplink)
+		return 0;
+	fair = uplink->fair_rate;
+	bits = wire_bits(load);
+	undraw(&uplink->share_until_ns, time_for(bits, load->uplink_rate));
+	if (fair)
+		undraw(&sender->share_until_ns, time_for(bits, fair));
+	return 0;
+}
+
+static __always_inline void load_of(const struct vfr_pkt *p, struct load *load)
+{
+	load->now = p->now;
+	load->uplink_rate = p->to || p->hairpin ? 0 : p->config->uplink_rate;
+	load->from = p->from ? p->from_slot : VFR_NODE_LAN;
+	load->to = p->to_node;
+	load->headers = L4_OFFSET + p->l4_length;
+}
+
+/* A hairpin is not sent on the uplink. */
+static __always_inline bool has_rates(const struct vfr_pkt *p)
+{
+	return (!p->to && !p->hairpin && p->config->uplink_rate) || (p->from && p->from->is_capped) ||
+	       (p->to && p->to->is_capped);
+}
+
+/* A packet that may go: within the caps of whom it comes from and whom it is for, and a share of the uplink. */
+static __always_inline enum vfr_verdict keep_rates(struct vfr_pkt *p)
+{
+	struct load load = {};
+
+	if (!has_rates(p))
+		return VFR_CONTINUE;
+	load_of(p, &load);
 	return take(p->skb, &load);
 }
 
-/* A packet that may go: within the caps of whom it comes from and whom it is for, and a share of the uplink. A hairpin
- * is not sent on it. */
-static __always_inline enum vfr_verdict keep_rates(struct vfr_pkt *p)
+/* A packet that was let through by @keep_rates and goes nowhere all the same. */
+static __always_inline void return_rates(struct vfr_pkt *p)
 {
-	__u64 uplink_rate = p->to || p->hairpin ? 0 : p->config->uplink_rate;
+	struct load load = {};
 
-	if (!uplink_rate && !(p->from && p->from->is_capped) && !(p->to && p->to->is_capped))
-		return VFR_CONTINUE;
-	return take_all(p, uplink_rate);
+	if (!has_rates(p))
+		return;
+	load_of(p, &load);
+	give_back(p->skb, &load);
 }
 
 #endif

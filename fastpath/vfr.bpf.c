@@ -48,7 +48,8 @@
  *
  * What a domain sends or is sent may be capped, in bits and in packets a second, and an overloaded uplink is shared
  * out (@keep_rates): behind policy, so that what no rule allows draws on nothing, and before any state is made or
- * moved, so that what is dropped has done nothing.
+ * moved, so that what is dropped has done nothing. What a quota refuses after that gets back what it drew
+ * (@return_rates).
  *
  * The host keeps its own ports, also where they lie in our range and a program binds one late
  * (@host_owns). A new mapping passes it over (@claim_port); and on a port that a mapping had before, a
@@ -284,6 +285,15 @@ static __always_inline enum vfr_verdict identify(struct vfr_pkt *p)
 	return slot && p->config ? be_sender(p, *slot) : VFR_DROP_NOT_READY;
 }
 
+static __always_inline enum vfr_verdict translate_or_return(struct vfr_pkt *p)
+{
+	enum vfr_verdict verdict = translate(p);
+
+	if (verdict != VFR_CONTINUE)
+		return_rates(p);
+	return verdict;
+}
+
 /* From here on, where the packet came from makes no difference. A later fragment goes by the policy
  * that its first one was asked about. */
 static __always_inline enum vfr_verdict forward(struct vfr_pkt *p)
@@ -295,7 +305,7 @@ static __always_inline enum vfr_verdict forward(struct vfr_pkt *p)
 	if (verdict == VFR_CONTINUE)
 		verdict = keep_rates(p);
 	if (verdict == VFR_CONTINUE)
-		verdict = translate(p);
+		verdict = translate_or_return(p);
 	return verdict == VFR_CONTINUE ? deliver(p) : verdict;
 }
 

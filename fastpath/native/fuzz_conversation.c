@@ -2,11 +2,13 @@
 /*
  * A conversation: the input is a row of steps, each a byte for its kind and some for what it needs. Frames
  * are built from small alphabets of addresses and ports, so that they meet; what was delivered can be
- * answered, quoted in an ICMP error, or sent again; time passes; rules change.
+ * answered, quoted in an ICMP error, or sent again; time passes; rules and rates change.
  */
 #include <string.h>
 #include <linux/in.h>
+#include <bpf/bpf_helpers.h>
 #include "frames.h"
+#include "meter.h"
 #include "oracle.h"
 #include "../vfr_abi.h"
 #include "world.h"
@@ -16,7 +18,7 @@
 #define SECOND 1000000000ULL
 #define PICK(array, number) ((array)[(number) % (sizeof(array) / sizeof(*(array)))])
 
-enum kind { BUILT, ANSWER, RAW, TIME, RULES, ODD, ICMP_ERROR, HOST, FLOOD, PIECE, SORTED, SWEEP, ETHER, KINDS };
+enum kind { BUILT, ANSWER, RAW, TIME, RULES, ODD, ICMP_ERROR, HOST, FLOOD, PIECE, SORTED, SWEEP, ETHER, RATES, KINDS };
 
 static const __u32 senders[] = { 0, 1, 2, 3, WORLD_LAN, WORLD_SORTER };
 static const __u8 macs[][6] = { { 2, 0, 0, 0, 0, 0x10 }, { 2, 0, 0, 0, 0, 2 }, { 2, 0, 0, 0, 0, 3 },
@@ -35,6 +37,9 @@ static const __u8 targets[][6] = { { 2, 0, 0, 0, 0, 0x10 }, { 2, 0, 0, 0, 0, 2 }
 static const __u8 ttls[] = { 64, 64, 64, 2, 1, 0, 255 };
 static const __u64 times[] = { 1000000, 900000000, SECOND, 2 * SECOND, 29 * SECOND, 31 * SECOND, 61 * SECOND,
 			       241 * SECOND, 301 * SECOND, 7441 * SECOND };
+
+static const __u32 bit_rates[] = { 0, 1000, 20000, 1000000 }, packet_rates[] = { 0, 1, 10, 1000 };
+static const __u32 bursts_ms[] = { 0, 1, 65, 2000 };
 
 static struct {
 	const __u8 *at, *end;
@@ -191,6 +196,25 @@ static void change_host(void)
 	native_host_listens(bits & 2 ? IPPROTO_UDP : IPPROTO_TCP, PICK(ports, bits >> 2), bits & 1);
 }
 
+/* Other rates for a domain, as the control plane sets them under traffic. */
+static void change_rates(void)
+{
+	__u32 slot = take() % WORLD_SLOTS;
+	struct vfr_domain *row = bpf_map_lookup_elem(native_map_named("domains"), &slot);
+	struct vfr_cap *const caps[] = { &row->inward, &row->outward };
+
+	for (int way = 0; way < 2; way++) {
+		__u8 bits = take();
+
+		caps[way]->bits_per_s = PICK(bit_rates, bits);
+		caps[way]->packets_per_s = PICK(packet_rates, bits >> 2);
+		caps[way]->burst_us = PICK(bursts_ms, bits >> 4) * 1000;
+		meter_set(slot, way, caps[way]->bits_per_s, caps[way]->packets_per_s, PICK(bursts_ms, bits >> 4), c.now);
+	}
+	row->is_capped = row->inward.bits_per_s || row->inward.packets_per_s || row->outward.bits_per_s ||
+			 row->outward.packets_per_s;
+}
+
 static void step(void)
 {
 	switch (take() % KINDS) {
@@ -219,6 +243,8 @@ static void step(void)
 		return send_piece(true);
 	case ETHER:
 		return send_ether();
+	case RATES:
+		return change_rates();
 	case SWEEP:
 		return native_sweep(take() % 5 == 4 ? VFR_ROW_LAN : take() % 4);
 	}
@@ -232,6 +258,7 @@ int LLVMFuzzerTestOneInput(const __u8 *data, size_t size)
 	c.heard_count = 0;
 	c.odd = (struct native_frame){};
 	native_kernel_context(true);
+	meter_reset();
 	world_reset();
 	for (int i = 0; i < STEPS_MAX && c.at < c.end; i++)
 		step();

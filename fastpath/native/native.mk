@@ -29,7 +29,7 @@ $(NATIVE_BUILD)/world.log: $(NATIVE_BUILD)/libvfrnative.so tests/support/native.
 
 $(FUZZERS): $(NATIVE_BUILD)/fuzz_%: $(NATIVE_DEPS) $(NATIVE_BUILD)/world.log
 	$(CLANG) $(NATIVE_FLAGS) -O1 $(SANITIZERS) -fsanitize=fuzzer -DWORLD_LOG='"$(abspath $(NATIVE_BUILD)/world.log)"' \
-	    $(NATIVE_CORE) $(addprefix $(NATIVE)/,world.c frames.c oracle.c fuzz_$*.c) -o $@
+	    $(NATIVE_CORE) $(addprefix $(NATIVE)/,world.c frames.c meter.c oracle.c fuzz_$*.c) -o $@
 
 native: $(NATIVE_BUILD)/libvfrnative.so $(FUZZERS)
 

@@ -9,6 +9,7 @@
 #include <bpf/bpf_helpers.h>
 #include "../vfr_abi.h"
 #include "frames.h"
+#include "meter.h"
 #include "oracle.h"
 #include "world.h"
 
@@ -618,6 +619,23 @@ static __u32 sender_of_sorted(const struct native_frame *frame)
 	return WORLD_LAN;
 }
 
+/* What draws on rates is what goes, and is no answer of the router's. A helper that fails may do so after that. */
+static void check_rates(const struct native_frame *frame)
+{
+	switch (p.end->verdict) {
+	case VFR_DROP_RATE_OUT:
+	case VFR_DROP_RATE_IN:
+	case VFR_DROP_PPS_OUT:
+	case VFR_DROP_PPS_IN:
+		return meter_dropped(p.sender, p.end->verdict, p.now);
+	case VFR_DROP_KERNEL:
+		return meter_lose();
+	default:
+		if (is_delivery() || p.end->verdict == VFR_HAIRPIN)
+			meter_passed(p.sender, p.end->target, frame, p.end, p.now);
+	}
+}
+
 /* A hairpin's other half: by the uplink's hook, with the mark that says so. */
 static void come_in_again(struct native_frame *frame, __u64 now, struct native_result *result)
 {
@@ -654,6 +672,7 @@ void oracle_run(struct native_frame *frame, __u32 sender, __u64 now, struct nati
 	copy_counters(&counted_after);
 
 	check_end(frame);
+	check_rates(frame);
 	check_counters(&counted_before, &counted_after);
 	if (is_answer())
 		check_answered(frame);

@@ -17,6 +17,7 @@
  *   - the TTL has fallen by one, and a checksum is right afterwards if, and only if, it was before (11);
  *   - nobody's table changes but those of sender and receiver; the receiver's loses and gains nothing, save
  *     that what the LAN opens lies in its inbound; and nobody's living state is lost to make room (7);
+ *   - no more passes than the rates of sender and receiver allow, and nobody is dropped for one that has room: meter.h (7);
  *   - a living mapping has its outside port to itself, and no domain's ports change by another's packet (7).
  */
 #ifndef NATIVE_ORACLE_H

@@ -155,6 +155,18 @@ CASES = (
             ("web", TO_LAN, V.TO_LAN),
         ),
     ),
+    Case(
+        "what a quota refuses gives back what it drew, the sender's and the receiver's",
+        {"new_in_per_s": 1, "pps_in": 4, "pps_out": 4, "burst_ms": 1000},
+        (
+            *(("web", udp("web", "db", 100 + n, 9), V.TO_DOMAIN) for n in range(2)),
+            *(("odd", ODD_TO_DB, V.DROP_TOO_FAST),) * 10,
+            *(("web", udp("web", "db", 200, 9), V.DROP_TOO_FAST),) * 10,
+            *(("web", udp("web", "db", 100, 9), V.TO_DOMAIN),) * 3,
+            ("web", udp("web", "db", 100, 9), V.DROP_PPS_OUT),
+            ("odd", ODD_TO_DB, V.DROP_PPS_IN),
+        ),
+    ),
 )
 
 

@@ -471,6 +471,7 @@ class _Run:
         self.sender, self.sorted, self.hairpin, self.marked, self.for_host = LAN, False, False, False, False
         self.packet: Packet | None = None
         self.flow: _Flow | None = None
+        self.drawn: list[tuple[tuple[int, str], int]] = []
 
     def state(self) -> State:
         return State(self.sessions, self.mappings, self.outside, self.closing, self.fragments, self.whole)
@@ -526,7 +527,8 @@ class _Run:
     # Rates
 
     def keep_rates(self, length: int, to: int, to_uplink: bool) -> None:
-        """A frame that may go: all the rates that it draws on have credit, or it draws on none."""
+        """A frame that may go: all the rates that it draws on have credit, or it draws on none. What it drew is noted, to
+        be given back if a quota refuses it."""
         limits, bits, burst = self.router.limits, 8 * length, self.router.limits.burst_ms * 10**6
         caps = (
             _Cap((self.sender, "bits out"), bits, limits.rate_out, 1 << 23, V.DROP_RATE_OUT),
@@ -553,6 +555,11 @@ class _Run:
 
     def draw(self, what: tuple[int, str], takes: int) -> None:
         self.whole[what] = max(self.whole.get(what, 0), self.now) + takes
+        self.drawn.append((what, takes))
+
+    def give_back(self) -> None:
+        for what, takes in self.drawn:
+            self.whole[what] -= takes
 
     def fair_share(self, rate: int, bits: int) -> int:
         """The fair rate, if the sender may have the uplink now: its queue is short, or the sender has had less."""
@@ -864,7 +871,12 @@ class _Run:
             _end_if((p.fragment & DONT or self.sorted, V.DROP_TOO_BIG), (not router.sorter, V.DROP_NO_SORTER))
             raise _End(V.TO_SORTER)
         self.keep_rates(len(frame), flow.to, flow.to == LAN and not self.hairpin)
-        return self.deliver(self.translate(frame, p, flow), flow)
+        try:
+            translated = self.translate(frame, p, flow)
+        except _End:
+            self.give_back()
+            raise
+        return self.deliver(translated, flow)
 
     @staticmethod
     def question(flow: _Flow, p: Packet) -> tuple[int, int, int, int, int]:
