@@ -5,9 +5,10 @@
     vd-dhcpcd    169.254.1.4 -- veth --|
     vd-networkd  169.254.1.5 -- veth --'
 
-First each gets its address (a /32, so the router by a route of its own), reaches the LAN, and renews. Then its domain
-is another: a clone's, 10.0.2.15/16 behind 10.0.2.2. What it had is answered NAK, and it becomes what it is now. All
-four go on side by side, since they only wait; an ear at each guest's interface hears what is said.
+First each gets its address (a /32, so the router by a route of its own), reaches the LAN, and renews; then the uplink
+takes less, which the next renewal tells. Then its domain is another: a clone's, 10.0.2.15/16 behind 10.0.2.2. What it
+had is answered NAK, and it becomes what it is now. All four go on side by side, since they only wait; an ear at each
+guest's interface hears what is said.
 """
 
 from __future__ import annotations
@@ -61,10 +62,11 @@ class _Guests(Host):
 
 
 class Ear:
-    """Hears the DHCP that passes a guest's interface: (message, source, target), in order."""
+    """Hears the DHCP that passes a guest's interface: (message, source, target), in order; and the MTU last told."""
 
     def __init__(self, host: Host, node: str) -> None:
         self.heard: list[tuple[str, str, str]] = []
+        self.mtu = 0
         self._socket = packet_socket(host.ns(node), "eth0", 0.2)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._listen)
@@ -85,6 +87,7 @@ class Ear:
             if DHCP in packet:
                 said = dict(option[:2] for option in packet[DHCP].options if isinstance(option, tuple))
                 self.heard.append((kinds[said["message-type"]], packet[IP].src, packet[IP].dst))
+                self.mtu = said.get("interface-mtu", self.mtu)
 
 
 class Guest:
@@ -129,6 +132,12 @@ class World:
 
     def __init__(self, host: Host, guests: dict[str, Guest], file: Path) -> None:
         self.host, self.guests, self.file, self.is_other = host, guests, file, False
+
+    def narrow(self) -> None:
+        """From now on the uplink takes less, and the router is told to look."""
+        for node in ("dom0", "lan"):
+            self.host.sh(node, "ip link set eth0 mtu 1300")
+        self.host.vfr("up")
 
     def change(self) -> None:
         """Each guest's domain goes, and another comes to its interface; before that all are told that what they have
@@ -206,6 +215,17 @@ def test_it_renews_from_the_router_itself(guest: Guest) -> None:
     guest.wait(lambda: ("request", own, ROUTER) in guest.ear.heard)
     at = guest.ear.heard.index(("request", own, ROUTER))
     guest.wait(lambda: ("ack", ROUTER, own) in guest.ear.heard[at:])
+
+
+# The others are told it just so, but dhclient's script heeds it in a new lease only, and networkd if it says UseMTU=.
+TAKE_A_NEW_MTU = ("udhcpc", "dhcpcd")
+
+
+def test_a_renewal_tells_what_the_uplink_takes_now(guest: Guest, world: World) -> None:
+    world.narrow()
+    guest.wait(lambda: guest.ear.mtu == 1300)
+    guest.wait(lambda: guest.name not in TAKE_A_NEW_MTU or "mtu 1300 " in guest.sees())
+    _reaches_the_lan(guest)
 
 
 def test_another_address_is_refused_and_it_takes_its_own(guest: Guest, world: World) -> None:
