@@ -44,6 +44,23 @@ struct load {
 	__u32 packets, bits;
 };
 
+/* Their rows; any may be missing. */
+struct parties {
+	struct vfr_domain *from, *to;
+	struct vfr_runtime *sender, *receiver, *uplink;
+};
+
+static __always_inline struct parties parties(const struct load *load)
+{
+	return (struct parties){
+		.from = domain_in(load->from),
+		.to = domain_in(load->to),
+		.sender = runtime_of(load->from),
+		.receiver = runtime_of(load->to),
+		.uplink = runtime_of(VFR_ROW_LAN),
+	};
+}
+
 /* How many packets a frame leaves as, of which each has this much in headers. Counted here, since a VM's frame does not
  * say (its gso_segs is 0). */
 static __always_inline __u32 segments_of(const struct __sk_buff *skb, __u32 headers)
@@ -215,35 +232,30 @@ static __always_inline void draw_share(struct vfr_runtime *sender, struct vfr_ru
 /* All or nothing: every rate that the packet draws on has credit, or none is drawn on. */
 __noinline enum vfr_verdict take(struct __sk_buff *skb, struct load *load)
 {
-	struct vfr_runtime *sender, *receiver, *uplink;
-	struct vfr_domain *from, *to;
 	enum vfr_verdict verdict = VFR_CONTINUE;
+	struct parties of;
 	__u64 fair = 0;
 
 	if (!load)
 		return VFR_DROP_NOT_READY;
 	weigh(skb, load);
-	from = domain_in(load->from);
-	to = domain_in(load->to);
-	sender = runtime_of(load->from);
-	receiver = runtime_of(load->to);
-	uplink = runtime_of(VFR_ROW_LAN);
-	if (from && sender)
-		verdict = check_cap(&from->outward, &sender->outward, load, true);
-	if (verdict == VFR_CONTINUE && to && receiver)
-		verdict = check_cap(&to->inward, &receiver->inward, load, false);
-	if (verdict == VFR_CONTINUE && load->uplink_rate && sender && uplink) {
-		fair = share(sender, uplink, load);
+	of = parties(load);
+	if (of.from && of.sender)
+		verdict = check_cap(&of.from->outward, &of.sender->outward, load, true);
+	if (verdict == VFR_CONTINUE && of.to && of.receiver)
+		verdict = check_cap(&of.to->inward, &of.receiver->inward, load, false);
+	if (verdict == VFR_CONTINUE && load->uplink_rate && of.sender && of.uplink) {
+		fair = share(of.sender, of.uplink, load);
 		verdict = fair ? VFR_CONTINUE : VFR_DROP_SHARE;
 	}
 	if (verdict != VFR_CONTINUE)
 		return verdict;
-	if (from && sender)
-		draw_cap(&from->outward, &sender->outward, load);
-	if (to && receiver)
-		draw_cap(&to->inward, &receiver->inward, load);
-	if (fair && sender && uplink)
-		draw_share(sender, uplink, load, fair);
+	if (of.from && of.sender)
+		draw_cap(&of.from->outward, &of.sender->outward, load);
+	if (of.to && of.receiver)
+		draw_cap(&of.to->inward, &of.receiver->inward, load);
+	if (fair && of.sender && of.uplink)
+		draw_share(of.sender, of.uplink, load, fair);
 	return VFR_CONTINUE;
 }
 
@@ -265,29 +277,24 @@ static __always_inline void return_cap(const struct vfr_cap *cap, struct vfr_cre
 /* What @take has just drawn, back. */
 __noinline int give_back(struct __sk_buff *skb, struct load *load)
 {
-	struct vfr_runtime *sender, *receiver, *uplink;
-	struct vfr_domain *from, *to;
+	struct parties of;
 	__u64 fair, bits;
 
 	if (!load)
 		return 0;
 	weigh(skb, load);
-	from = domain_in(load->from);
-	to = domain_in(load->to);
-	sender = runtime_of(load->from);
-	receiver = runtime_of(load->to);
-	uplink = runtime_of(VFR_ROW_LAN);
-	if (from && sender)
-		return_cap(&from->outward, &sender->outward, load);
-	if (to && receiver)
-		return_cap(&to->inward, &receiver->inward, load);
-	if (!load->uplink_rate || !sender || !uplink)
+	of = parties(load);
+	if (of.from && of.sender)
+		return_cap(&of.from->outward, &of.sender->outward, load);
+	if (of.to && of.receiver)
+		return_cap(&of.to->inward, &of.receiver->inward, load);
+	if (!load->uplink_rate || !of.sender || !of.uplink)
 		return 0;
-	fair = uplink->fair_rate;
+	fair = of.uplink->fair_rate;
 	bits = wire_bits(load);
-	undraw(&uplink->share_until_ns, time_for(bits, load->uplink_rate));
+	undraw(&of.uplink->share_until_ns, time_for(bits, load->uplink_rate));
 	if (fair)
-		undraw(&sender->share_until_ns, time_for(bits, fair));
+		undraw(&of.sender->share_until_ns, time_for(bits, fair));
 	return 0;
 }
 
