@@ -56,9 +56,16 @@ def host(tmp_path: Path) -> Iterator[Host]:
         yield one
 
 
-def _resent(host: Host, node: str) -> int:
-    lines = [line.split() for line in host.sh(node, "grep ^Tcp: /proc/net/snmp").splitlines()]
-    return int(dict(zip(*lines, strict=True))["RetransSegs"])
+def _tcp(host: Host, node: str, file: str, name: str) -> int:
+    """One of the counters that a node's TCP keeps."""
+    lines = [line.split() for line in host.sh(node, f"grep ^Tcp /proc/net/{file}").splitlines()]
+    return int(dict(zip(*lines, strict=True))[name])
+
+
+def _lost(host: Host, sender: str, receiver: str) -> int:
+    """Segments that were sent again and had not arrived before. On a busy machine TCP sends one again for want of
+    patience: the receiver says that it had it (DSACK)."""
+    return _tcp(host, sender, "snmp", "RetransSegs") - _tcp(host, receiver, "netstat", "TCPDSACKOldSent")
 
 
 def _drops(host: Host) -> dict[str, int]:
@@ -107,7 +114,7 @@ def test_a_thousand_reloads_lose_nothing(host: Host, tmp_path: Path) -> None:
         f"{RELOADS} reloads, {APPLIES} applies in {time.monotonic() - began:.1f} s; UDP sent {sent}, seen {seen}; TCP {said[:12]}"
     )
     assert seen == sent
-    assert _resent(host, "a") == 0
+    assert _lost(host, "a", "lan") <= 0
     assert _drops(host) == {}
 
 

@@ -59,7 +59,9 @@ ATTACKS = [
     Attack("later fragments without a first one", "fragments", ("DROP_FRAGMENTS_FULL",), told=False),
     Attack("a scan of the LAN", "scan", ("DROP_HALF_OPEN_FULL",)),
     Attack("packets whose TTL ends here, for the sake of the errors", "ttl", ("DROP_TTL",)),
-    Attack("spoofed SYNs to a forward", "spoofed", ("DROP_TOO_FAST",), from_lan=True, told=False),
+    Attack(
+        "spoofed SYNs to a forward", "spoofed", ("DROP_TOO_FAST",), {"new_in_per_s": 1000}, from_lan=True, told=False
+    ),
 ]
 
 
