@@ -54,7 +54,7 @@ $(BUILD)/%.bpf.o: fastpath/%.bpf.c $(HEADERS) | packages
 
 $(BUILD)/libvfrload.so: fastpath/loader.c | packages
 	@mkdir -p $(BUILD)
-	gcc -shared -fPIC -O2 -Wall -Wextra -Werror -Wno-sign-compare $< -o $@.tmp -lbpf
+	gcc -shared -fPIC -pthread -O2 -Wall -Wextra -Werror -Wno-sign-compare $< -o $@.tmp -lbpf
 	mv $@.tmp $@
 
 build: $(BUILD)/vfr.bpf.o $(BUILD)/witness.bpf.o $(BUILD)/libvfrload.so $(VENV)/.installed

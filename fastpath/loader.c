@@ -6,6 +6,7 @@
  */
 #define _GNU_SOURCE /* vasprintf */
 #include <errno.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -39,6 +40,7 @@ struct vfr_wish {
 
 static char *log_text;
 static size_t log_room;
+static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* Adds to the log. Where there is no room for all, it is the end that counts: there the verifier says why. */
 static void append(const char *text, size_t length)
@@ -65,7 +67,9 @@ static int keep_log(enum libbpf_print_level level, const char *format, va_list a
 	length = vasprintf(&text, format, args);
 	if (length < 0)
 		return length;
+	pthread_mutex_lock(&log_lock);
 	append(text, length);
+	pthread_mutex_unlock(&log_lock);
 	free(text);
 	return length;
 }
@@ -145,9 +149,8 @@ static int make_templates(struct bpf_object *object, struct descriptors *made)
 	return 0;
 }
 
-static int pin_all(struct bpf_object *object, const char *directory)
+static int pin_maps(struct bpf_object *object, const char *directory)
 {
-	struct bpf_program *program;
 	struct bpf_map *map;
 	char path[4096];
 	int err;
@@ -157,14 +160,6 @@ static int pin_all(struct bpf_object *object, const char *directory)
 			continue;
 		snprintf(path, sizeof(path), "%s/%s", directory, bpf_map__name(map));
 		err = bpf_map__pin(map, path);
-		if (err)
-			return err;
-	}
-	bpf_object__for_each_program(program, object) {
-		if (!bpf_program__autoload(program))
-			continue;
-		snprintf(path, sizeof(path), "%s/%s", directory, bpf_program__name(program));
-		err = bpf_program__pin(program, path);
 		if (err)
 			return err;
 	}
@@ -216,19 +211,97 @@ static int share(struct bpf_object *object, const struct vfr_shared *shared)
 	return bpf_map__reuse_fd(map, shared->fd);
 }
 
-/* Makes the object what it is wished to be, before it is loaded. */
+/* Makes the object what it is wished to be, before it is loaded; all but its programs. */
 static int prepare(struct bpf_object *object, const struct vfr_wish *wish)
+{
+	int err = 0;
+
+	for (int i = 0; wish && i < wish->setting_count && !err; i++)
+		err = set_variable(object, &wish->settings[i]);
+	for (int i = 0; wish && i < wish->shared_count && !err; i++)
+		err = share(object, &wish->shared[i]);
+	return err;
+}
+
+static int want_program(struct bpf_object *object, const char *name)
 {
 	struct bpf_program *program;
 	int err = 0;
 
-	for (int i = 0; i < wish->setting_count && !err; i++)
-		err = set_variable(object, &wish->settings[i]);
-	for (int i = 0; i < wish->shared_count && !err; i++)
-		err = share(object, &wish->shared[i]);
 	bpf_object__for_each_program(program, object)
 		if (!err)
-			err = bpf_program__set_autoload(program, is_wanted(wish, bpf_program__name(program)));
+			err = bpf_program__set_autoload(program, name && !strcmp(bpf_program__name(program), name));
+	return err;
+}
+
+#define PARTS_MAX 8
+
+/* One program of the object's, which is verified beside the others: that takes a second each. */
+struct part {
+	pthread_t thread;
+	const char *path, *program;
+	struct bpf_object *maps;     /* the same file, with all maps there */
+	struct bpf_object *object;
+	bool is_started;
+	int err;
+};
+
+static void *load_part(void *argument)
+{
+	struct part *part = argument;
+	struct bpf_map *map, *made;
+
+	part->object = bpf_object__open_file(part->path, NULL);
+	part->err = part->object ? want_program(part->object, part->program) : -errno;
+	if (part->err)
+		return NULL;
+	bpf_object__for_each_map(map, part->object) {
+		made = bpf_object__find_map_by_name(part->maps, bpf_map__name(map));
+		part->err = made ? bpf_map__reuse_fd(map, bpf_map__fd(made)) : -ENOENT;
+		if (part->err)
+			return NULL;
+	}
+	part->err = bpf_object__load(part->object);
+	return NULL;
+}
+
+static int pin_part(const struct part *part, const char *directory)
+{
+	char path[4096];
+
+	snprintf(path, sizeof(path), "%s/%s", directory, part->program);
+	return bpf_program__pin(bpf_object__find_program_by_name(part->object, part->program), path);
+}
+
+/* Loads each program that is wanted, all at the same time, and pins them if that went well with all. */
+static int load_parts(struct bpf_object *maps, const char *path, const char *directory, const struct vfr_wish *wish)
+{
+	struct part parts[PARTS_MAX] = {};
+	struct bpf_program *program;
+	int count = 0, err = 0;
+
+	bpf_object__for_each_program(program, maps) {
+		const char *name = bpf_program__name(program);
+
+		if (wish && !is_wanted(wish, name))
+			continue;
+		if (count == PARTS_MAX)
+			return -E2BIG;
+		parts[count++] = (struct part){ .path = path, .program = name, .maps = maps };
+	}
+	for (int i = 0; i < count && !err; i++) {
+		err = -pthread_create(&parts[i].thread, NULL, load_part, &parts[i]);
+		parts[i].is_started = !err;
+	}
+	for (int i = 0; i < count; i++) {
+		if (parts[i].is_started)
+			pthread_join(parts[i].thread, NULL);
+		err = err ? err : parts[i].err;
+	}
+	for (int i = 0; i < count && !err; i++)
+		err = pin_part(&parts[i], directory);
+	for (int i = 0; i < count; i++)
+		bpf_object__close(parts[i].object);
 	return err;
 }
 
@@ -245,13 +318,17 @@ int vfr_load(const char *path, const char *directory, const struct vfr_wish *wis
 	object = bpf_object__open_file(path, NULL);
 	if (!object)
 		return -errno;
-	err = wish ? prepare(object, wish) : 0;
+	err = prepare(object, wish);
+	if (!err)
+		err = want_program(object, NULL);
 	if (!err)
 		err = make_templates(object, &templates);
 	if (!err)
 		err = bpf_object__load(object);
 	if (!err)
-		err = pin_all(object, directory);
+		err = load_parts(object, path, directory, wish);
+	if (!err)
+		err = pin_maps(object, directory);
 	bpf_object__close(object);
 	while (templates.count)
 		close(templates.fd[--templates.count]);
