@@ -57,7 +57,9 @@ $(BUILD)/libvfrload.so: fastpath/loader.c | packages
 	gcc -shared -fPIC -pthread -O2 -Wall -Wextra -Werror -Wno-sign-compare $< -o $@.tmp -lbpf
 	mv $@.tmp $@
 
+# Compiled Python too, since where nothing may be written beside the source every command would compile it anew.
 build: $(BUILD)/vfr.bpf.o $(BUILD)/witness.bpf.o $(BUILD)/libvfrload.so $(VENV)/.installed
+	@$(VENV)/bin/python -m compileall -q vfr netns-lab/vfr_lab
 
 abi: $(BUILD)/vfr.bpf.o
 	tools/gen_abi.py $< > vfr/_abi.py
