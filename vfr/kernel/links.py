@@ -11,9 +11,6 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from vfr.errors import KernelError
 from vfr.instance import NETNS
 from vfr.kernel import rtnl
@@ -55,7 +52,10 @@ class Link:
 
 @contextmanager
 def _netlink(operation: str, netns: str | None = None) -> Iterator[Any]:
-    """For what is asked for seldom."""
+    """For what is asked for seldom: its import alone takes a tenth of a second."""
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
     try:
         with IPRoute(netns=netns) if netns else IPRoute() as ipr:
             yield ipr
@@ -148,12 +148,12 @@ def default_route_interfaces() -> list[int]:
 def way_to(address: IPv4Address) -> int | None:
     """Index of the interface by which the host would send there; None if it would not."""
     try:
-        with IPRoute() as ipr:
+        with _netlink(f"asking for the way to {address}") as ipr:
             return next((int(r.get_attr("RTA_OIF")) for r in ipr.route("get", dst=str(address))), None)
-    except NetlinkError as error:
-        if error.code in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL):
+    except KernelError as error:
+        if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL):
             return None
-        raise KernelError(f"asking for the way to {address}", error.code) from None
+        raise
 
 
 def routes_of(index: int) -> dict[IPv4Network, IPv4Address | None]:
