@@ -812,7 +812,7 @@ def _show_explanation(answer: dict[str, Any]) -> None:
 def explain(
     opener: Annotated[str, typer.Argument(metavar="FROM", help="A domain, dom0, lan, internet or an address.")],
     target: Annotated[str, typer.Argument(metavar="TO", help="The same, or forward:PORT.")],
-    what: Annotated[str, typer.Argument(metavar="PROTO[/PORT]", help="tcp/22, udp/53, icmp, gre, ether/0x889a, ...")],
+    what: Annotated[str, typer.Argument(metavar="PROTO/PORT", help="tcp/22, udp/53, icmp, gre, ether/0x889a, ...")],
     json: Json = False,
 ) -> None:
     """Say what would become of a packet, stage by stage, and which rule decides; exit status 1 if it does not pass."""

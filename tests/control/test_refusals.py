@@ -14,7 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 from support.host import VFR, Host, run
+
+from vfr.cli import app
 
 TREE = Path(__file__).resolve().parents[2]
 NOBODY = 65534
@@ -288,3 +291,18 @@ def test_a_nameless_namespace_is_told_how_to_get_a_name() -> None:
     done = run("unshare", "--net", str(VFR), "nat", "enable", "--uplink", "eth0", check=False)
     _is_refused(done, "ip netns attach")
     assert done.returncode == 2
+
+
+def _commands(words: tuple[str, ...], command: object) -> Iterator[tuple[str, ...]]:
+    for name, one in getattr(command, "commands", {}).items():
+        yield from _commands((*words, name), one)
+    yield words
+
+
+@pytest.mark.parametrize("words", sorted(_commands((), typer.main.get_command(app))), ids=" ".join)
+def test_wrong_words_are_told(words: tuple[str, ...]) -> None:
+    """Of every command, with what its arguments are called; brackets in there are no colours."""
+    wrong = run(str(VFR), *words, "--no-such-option", check=False)
+    assert wrong.returncode == 2 and " ".join(("Usage: vfr", *words)) in wrong.stderr, wrong.stderr
+    assert "--no-such-option" in wrong.stderr and "Traceback" not in wrong.stderr
+    assert run(str(VFR), *words, "--help").stdout.strip().startswith("Usage: vfr")
