@@ -223,6 +223,7 @@ static int prepare(struct bpf_object *object, const struct vfr_wish *wish)
 	return err;
 }
 
+/* Of all programs only this one is to be loaded; none, if there is no name. */
 static int want_program(struct bpf_object *object, const char *name)
 {
 	struct bpf_program *program;

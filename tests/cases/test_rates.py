@@ -229,6 +229,16 @@ def test_on_an_overloaded_uplink_nobody_has_more_than_a_share(executor: Callable
     assert send("web", TO_DB).verdict.name == "TO_DOMAIN", "what does not go by the uplink has nothing to share"
 
 
+def test_what_a_quota_refuses_takes_nothing_of_the_uplink(executor: Callable[[Router], Send]) -> None:
+    """As many openings as would fill eight of the uplink's queues, refused; and the conversation that there is goes on."""
+    send = executor(_router({"new_per_s": 1}, uplink_rate=8000))
+    assert send("web", _long("web", 0)).verdict.name == "TO_LAN"
+    openings = [udp("web", "lan", 16393, 1000 + n, bytes(1400)) for n in range(900)]
+    seen = [send("web", packet).verdict.name for packet in openings]
+    assert seen.count("DROP_TOO_FAST") >= 890 and set(seen) <= {"DROP_TOO_FAST", "TO_LAN"}
+    assert send("web", _long("web", 1)).verdict.name == "TO_LAN"
+
+
 def test_short_packets_have_an_end_too(executor: Callable[[Router], Send]) -> None:
     send = executor(_router({}, uplink_rate=1000))
     packet = udp("web", "lan", 16393, 9, bytes(200))
