@@ -89,8 +89,12 @@ uninstall-units:
 	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,$(UNITS))
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 
+# Two workers, each in a box of its own (tests/worker), a file of tests at a time. `pytest` alone does without.
+WORKERS  := --tx '2*popen//python=tests/worker' --dist loadfile --no-loadscope-reorder
+
 test: build native check vm-packages
-	$(VENV)/bin/pytest
+	PYTHONPATH=tests $(VENV)/bin/python -m support.fetch
+	$(VENV)/bin/pytest $(WORKERS)
 
 # Debian 12's own kernel in QEMU: see tests/vm/README.md.
 test-6.1: build vm-packages

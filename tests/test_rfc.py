@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from support.outcomes import LAST, outcomes
-from support.rfc import DOCUMENT, TOP, Row, TableError, faults, parse, variants
+from support.rfc import DOCUMENT, TOP, Row, TableError, claims_not_shown, faults, parse, variants
 
 ROWS = parse(DOCUMENT.read_text())
 GOOD = Row("RFC 4787", "1", "MUST", "kept", "We do.", ("tests/test_rfc.py::test_the_tables_are_whole",))
@@ -30,29 +30,6 @@ def test_every_test_id_exists() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     known = [line for line in done.stdout.splitlines() if "::" in line]
     assert [test for test in claimed if not variants(test, known)] == []
-
-
-def _not_passed(row: Row, ended: dict[str, str]) -> list[str]:
-    """What else became of the row's tests than passing."""
-    nodes = {test: variants(test, ended) for test in row.tests}
-    lines = [f"{row}: {test} did not run" for test, found in nodes.items() if not found]
-    return lines + [
-        f"{row}: {node} {ended[node]}" for found in nodes.values() for node in found if ended[node] != "passed"
-    ]
-
-
-def test_every_claim_was_shown_by_this_run(request: pytest.FixtureRequest) -> None:
-    """Runs last. A skip with its reason is a claim that this kernel can't show: listed, and no failure."""
-    session = outcomes(request.config)
-    if not session.whole():
-        pytest.skip("only a part of the tests was asked for")
-    lines = [line for row in ROWS for line in _not_passed(row, session.ended)]
-    session.not_shown = [line for line in lines if " skipped: " in line]
-    assert [line for line in lines if " skipped: " not in line] == []
-
-
-def test_the_last_test_has_its_name() -> None:
-    assert LAST in globals()
 
 
 @pytest.mark.parametrize(
@@ -96,12 +73,39 @@ def test_a_row_is_read_as_it_stands() -> None:
     assert parse(HEAD + line) == [GOOD]
 
 
-def test_a_failed_or_missing_test_is_told_from_a_skipped_one() -> None:
+@pytest.mark.parametrize(
+    ("ended", "said"),
+    [
+        ({"[a]": "passed", "[b]": "passed"}, []),
+        ({"[a]": "passed", "[b]": "failed"}, ["[b] failed"]),
+        ({"_too": "passed"}, [" did not run"]),
+        ({"": "skipped: no tcx"}, [" skipped: no tcx"]),
+    ],
+)
+def test_a_failed_or_missing_test_is_told_from_a_skipped_one(ended: dict[str, str], said: list[str]) -> None:
     (test,) = GOOD.tests
-    assert _not_passed(GOOD, {f"{test}[a]": "passed", f"{test}[b]": "passed"}) == []
-    assert _not_passed(GOOD, {f"{test}[a]": "passed", f"{test}[b]": "failed"}) == [f"RFC 4787 1: {test}[b] failed"]
-    assert _not_passed(GOOD, {f"{test}_too": "passed"}) == [f"RFC 4787 1: {test} did not run"]
-    assert _not_passed(GOOD, {test: "skipped: no tcx"}) == [f"RFC 4787 1: {test} skipped: no tcx"]
+    shown = claims_not_shown([GOOD], {f"{test}{which}": end for which, end in ended.items()})
+    assert shown == [f"RFC 4787 1: {test}{words}" for words in said]
+
+
+@pytest.mark.parametrize(("claimed", "ended"), [("test_one", 0), ("test_other", 1)])
+def test_a_run_fails_that_did_not_show_what_is_claimed(tmp_path: Path, claimed: str, ended: int) -> None:
+    """Of a tree with one test and one claim, by one process and by two."""
+    row = f"| 1 | MUST | kept | We do. | `tests/test_it.py::{claimed}` |\n"
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/test_it.py").write_text("def test_one(): pass\ndef test_two(): pass\n")
+    (tmp_path / "rfc.md").write_text(HEAD + row)
+    (tmp_path / "conftest.py").write_text(
+        "import pathlib\nfrom support import outcomes\noutcomes.DOCUMENT = pathlib.Path(__file__).parent / 'rfc.md'\n"
+        "def pytest_configure(config):\n    config.pluginmanager.register(outcomes.Outcomes(config))\n"
+    )
+    (tmp_path / "pytest.ini").write_text(f"[pytest]\ntestpaths = tests\npythonpath = {TOP / 'tests'}\n")
+    for workers in ("0", "2"):
+        argv = [sys.executable, "-m", "pytest", "-n", workers]
+        done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == ended, done.stdout + done.stderr
+        assert (f"RFC 4787 1: tests/test_it.py::{claimed} did not run" in done.stdout) == bool(ended)
+        assert re.search(r"1 failed, 2 passed in" if ended else r"== 3 passed in", done.stdout), done.stdout
 
 
 def test_no_must_of_a_transport_is_left_out() -> None:

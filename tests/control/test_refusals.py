@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,15 +125,20 @@ main()
 ASKING = [("nat", "status"), ("stats",), ("stats", "a"), ("apply", "--dry-run", str(TREE / "rules" / "xen.rules"))]
 
 
-def test_without_root(working: Host, tmp_path: Path) -> None:
+@pytest.fixture
+def for_all_to_read() -> Iterator[Path]:
+    """A rule file. tmp_path is root's only."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        path = Path(directory) / "xen.rules"
+        path.write_text("allow any -> lan\n")
+        yield path
+
+
+def test_without_root(working: Host, for_all_to_read: Path) -> None:
     host, before = working, working.picture()
-    rules = tmp_path / "xen.rules"
     for arguments in [*CHANGING, *ASKING]:
-        words = [str(rules) if word.endswith("xen.rules") else word for word in arguments]
-        if str(rules) in words and not rules.exists():
-            rules.write_text("allow any -> lan\n")
-            for directory in (tmp_path, *tmp_path.parents[:2]):
-                directory.chmod(0o755)
+        words = [str(for_all_to_read) if word.endswith("xen.rules") else word for word in arguments]
         _is_refused(_python(host, _AS_NOBODY, *words), "root", "sudo")
     listed = _python(host, _AS_NOBODY, "domain", "list", "--json")
     assert [d["state"] for d in json.loads(listed.stdout)] == ["up"], "what is in the registry is no secret"

@@ -1,7 +1,8 @@
-"""One lab for all tests here, beside whatever lab the user has up."""
+"""One lab for all tests here, or for those of them that one worker runs, beside whatever lab the user has up."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ from vfr_lab import Lab
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    one = Lab(prefix="vl-")
+    one = Lab(prefix=f"vl{os.environ.get('PYTEST_XDIST_WORKER', '')}-")
     try:
         one.up()
         yield one

@@ -207,9 +207,12 @@ def pinging(lab: Lab, most_lost: int = 1) -> Iterator[None]:
     """web pings lan1 fifty times a second. The last one may still be on its way at the end."""
     argv = ["ip", "netns", "exec", lab.netns("web"), "ping", "-n", "-i", "0.02", LAN1]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as ping:
-        yield
-        ping.send_signal(SIGINT)
-        said = ping.communicate(timeout=10)[0]
+        try:
+            yield
+            ping.send_signal(SIGINT)
+            said = ping.communicate(timeout=10)[0]
+        finally:
+            ping.kill()
     sent, got = (int(said.split(word)[0].split()[-1]) for word in (" packets transmitted", " received"))
     assert 0 < sent <= got + most_lost, said
 

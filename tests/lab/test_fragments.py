@@ -69,8 +69,10 @@ def _load(size: int) -> str:
 def _receiver(lab: Lab, node: str) -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(lab.argv(node, [sys.executable, "-c", RECEIVER]), stdout=subprocess.PIPE, text=True) as one:
         assert one.stdout is not None and one.stdout.readline() == "up\n"
-        yield one
-        one.kill()
+        try:
+            yield one
+        finally:
+            one.kill()
 
 
 def _count(lab: Lab, who: str, verdict: str) -> int:

@@ -20,7 +20,7 @@ def _picture() -> dict[str, str]:
         "nft": "nft list ruleset",
         "processes": "ps -eo args | grep -E 'sshd -D|vfr_lab.echo|tcpdump' | grep -v grep | sort; true",
         "mounts": "grep -v nsfs /proc/self/mounts",
-        "state": "find /run/vfr /var/lib/vfr 2>/dev/null | grep -v vl-dom0 | sort; true",
+        "state": "find /run/vfr /var/lib/vfr 2>/dev/null | grep -v '/vl[a-z0-9]*-dom0' | sort; true",
     }
     return {
         what: subprocess.run(["sh", "-c", c], capture_output=True, text=True, check=True).stdout

@@ -55,8 +55,11 @@ def _transfer(lab: Lab, server_does: str) -> str:
     argv = lab.argv("inet", [sys.executable, "-c", SERVER, server_does])
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None and server.stdout.readline() == "up\n"
-        said = lab.exec("web", sys.executable, "-c", CLIENT, INET, server_does).stdout
-        return (said or server.stdout.readline()).strip()
+        try:
+            said = lab.exec("web", sys.executable, "-c", CLIENT, INET, server_does).stdout
+            return (said or server.stdout.readline()).strip()
+        finally:
+            server.kill()
 
 
 @contextmanager

@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from support.fetch import STORAGE
 from support.host import Host, run
 
 from vfr_lab.debian import Programs, UnavailableError, programs
 
-PACKAGES = ("nfs-ganesha", "nfs-ganesha-vfs", "tgt", "libiscsi-bin", "libnfs-utils")
 MEBIBYTES = 1024 if os.environ.get("VFR_LONG") else 16
 WRITTEN = 16 << 20  # bytes by NFS, 2 KiB at a time
 DEADLINE_S = 40
@@ -100,9 +100,9 @@ class Storage:
 @pytest.fixture(scope="module")
 def storage() -> Iterator[Storage]:
     try:
-        found = programs(*PACKAGES)
+        found = programs(*STORAGE)
     except UnavailableError as reason:
-        pytest.skip(f"no {', '.join(PACKAGES)}: {reason}")
+        pytest.skip(f"no {', '.join(STORAGE)}: {reason}")
     with tempfile.TemporaryDirectory() as work, Host("vs") as host:
         host.vfr("nat", "enable", "--uplink", "eth0")
         host.add("a", "--address", "169.254.1.2")

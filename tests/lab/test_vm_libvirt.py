@@ -17,13 +17,13 @@ import time
 from pathlib import Path
 
 import pytest
+from support.fetch import LIBVIRT
 from support.host import Host, run
 from support.private import Private
 
 from vfr_lab.debian import Programs, UnavailableError, programs
 from vfr_lab.vm import Image, image, qemu
 
-PACKAGES = ("libvirt-daemon", "libvirt-daemon-driver-qemu", "libvirt-clients")
 DOCS = Path(__file__).parents[2] / "docs" / "vm.md"
 PATIENCE_S = 240
 DOMAIN = """
@@ -62,7 +62,7 @@ while os.wait()[0] != child.pid:
 def _prepared(work: Path) -> tuple[Programs, Image]:
     run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(work / "key"))
     try:
-        return programs(*PACKAGES), image(work, (work / "key.pub").read_text())
+        return programs(*LIBVIRT), image(work, (work / "key.pub").read_text())
     except UnavailableError as reason:
         pytest.skip(f"no VM by libvirt: {reason}")
 

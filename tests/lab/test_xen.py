@@ -51,8 +51,11 @@ def _stream(lab: Lab) -> None:
     argv = lab.argv("lan1", [sys.executable, "-c", _RECEIVE])
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as receiver:
         assert receiver.stdout is not None and receiver.stdout.readline() == "up\n"
-        sent = lab.exec("web", sys.executable, "-c", _SEND, "192.0.2.11").stdout
-        assert receiver.stdout.read() == sent
+        try:
+            sent = lab.exec("web", sys.executable, "-c", _SEND, "192.0.2.11").stdout
+            assert receiver.stdout.read() == sent
+        finally:
+            receiver.kill()
 
 
 def test_a_stream_of_64_kib_tso_frames(lab: Lab) -> None:

@@ -125,3 +125,16 @@ def faults(rows: Iterable[Row], complete: Mapping[str, list[str]] = COMPLETE) ->
 def variants(test: str, known: Iterable[str]) -> list[str]:
     """The node ids that a test id means, out of those known: itself, or each of its parameters."""
     return [node for node in known if node == test or ("[" not in test and node.startswith(f"{test}["))]
+
+
+def _not_passed(row: Row, ended: Mapping[str, str]) -> list[str]:
+    nodes = {test: variants(test, ended) for test in row.tests}
+    lines = [f"{row}: {test} did not run" for test, found in nodes.items() if not found]
+    return lines + [
+        f"{row}: {node} {ended[node]}" for found in nodes.values() for node in found if ended[node] != "passed"
+    ]
+
+
+def claims_not_shown(rows: Iterable[Row], ended: Mapping[str, str]) -> list[str]:
+    """What else became of the rows' tests than passing, by how each test `ended`."""
+    return [line for row in rows for line in _not_passed(row, ended)]

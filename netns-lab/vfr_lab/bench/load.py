@@ -6,6 +6,7 @@ import json
 import os
 import select
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -30,9 +31,10 @@ def program() -> str:
     """The path of load.c's program, compiled if it is older than its source."""
     if not PROGRAM.exists() or PROGRAM.stat().st_mtime < SOURCE.stat().st_mtime:
         PROGRAM.parent.mkdir(parents=True, exist_ok=True)
-        fresh = PROGRAM.with_suffix(".new")
-        run(["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", str(SOURCE), "-o", str(fresh)])
-        fresh.rename(PROGRAM)
+        with tempfile.TemporaryDirectory(dir=PROGRAM.parent) as own:  # somebody else may compile it now, too
+            fresh = Path(own, PROGRAM.name)
+            run(["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", str(SOURCE), "-o", str(fresh)])
+            fresh.rename(PROGRAM)
     return str(PROGRAM)
 
 
