@@ -90,7 +90,7 @@ uninstall-units:
 	@if [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
 
 # Two workers, each in a box of its own (tests/worker), a file of tests at a time. `pytest` alone does without.
-WORKERS  := --tx '2*popen//python=tests/worker' --dist loadfile --no-loadscope-reorder
+WORKERS  := --tx '2*popen//python=tests/worker' --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test: build native check vm-packages
 	PYTHONPATH=tests $(VENV)/bin/python -m support.fetch

@@ -26,7 +26,7 @@ from vm.steps import CPUS, TOP
 KERNEL_LOG = KERNELS / "kernel.log"
 BUSYBOX = Path("/bin/busybox")
 KERNEL_LINES = 12
-DEADLINE_S = 1800
+DEADLINE_S = 1500
 PASSED = 2 * 0x20 + 1  # QEMU's exit status when `init` has said so, and nothing else's
 MEMORY = "1G"
 FIRST_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
