@@ -126,7 +126,7 @@ class _Ground:
     def blocks(self) -> Blocks:
         if self._blocks is None:
             before = replace(self.settings, returned=self.registry.settings().returned)
-            self._blocks = Blocks(before, {seat.port_low for seat in self.registry.seats()})
+            self._blocks = Blocks(before, self.registry.low_ports())
         return self._blocks
 
     def is_in_order(self, up: Uplink | None) -> bool:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,7 +115,6 @@ class Seat(NamedTuple):
     address: IPv4Address
     mac: str
     slot: int
-    port_low: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +214,18 @@ def _plain(value: Any) -> dict[str, Any]:
         named = {f.name: getattr(value, f.name) for f in fields(Rules)}
         return {**named, "forwards": [asdict(f) for f in value.forwards]}
     return asdict(value)
+
+
+@lru_cache(maxsize=1024)
+def _said(words: Limits | GuestWords | DhcpWords) -> str:
+    """The fields that are not None. Most domains have the same."""
+    return json.dumps({f.name: v for f in fields(words) if (v := getattr(words, f.name)) is not None}, default=str)
+
+
+def _row(d: Domain) -> dict[str, Any]:
+    """A domain as its table has it."""
+    row = {f.name: getattr(d, f.name) for f in fields(Domain)}
+    return row | {"address": str(d.address), "limits": _said(d.limits), "guest": _said(d.guest), "dhcp": _said(d.dhcp)}
 
 
 def _text(value: Any) -> str:
@@ -319,7 +331,11 @@ class Registry:
             rows = self._db.execute(f"SELECT {', '.join(Seat._fields)} FROM domains").fetchall()
         except sqlite3.Error as error:
             raise self._broken(error) from None
-        return [Seat(name, netns, port, IPv4Address(own), *rest) for name, netns, port, own, *rest in rows]
+        return [Seat(name, netns, vif, IPv4Address(own), mac, slot) for name, netns, vif, own, mac, slot in rows]
+
+    def low_ports(self) -> set[int]:
+        """The lowest outside port of each domain's block."""
+        return {port for (port,) in self._db.execute("SELECT port_low FROM domains")}
 
     def count(self) -> int:
         """How many domains there are."""
@@ -372,14 +388,9 @@ class Registry:
 
     def add(self, domains: Iterable[Domain]) -> None:
         """More domains, which carry their ids already. Inside a transaction."""
-        for d in domains:
-            guest = {name: str(value) for name, value in asdict(d.guest).items() if value is not None}
-            texts = {"limits": json.dumps(asdict(d.limits)), "guest": json.dumps(guest)}
-            texts["dhcp"] = json.dumps(d.dhcp.said(), default=str)
-            row = {**asdict(d), "address": str(d.address), **texts}
-            names = ", ".join(row)
-            marks = ", ".join(f":{name}" for name in row)
-            self._db.execute(f"INSERT INTO domains ({names}) VALUES ({marks})", row)
+        names = [f.name for f in fields(Domain)]
+        marks = ", ".join(f":{name}" for name in names)
+        self._db.executemany(f"INSERT INTO domains ({', '.join(names)}) VALUES ({marks})", map(_row, domains))
 
     def remove(self, domains: Sequence[Domain]) -> None:
         """These domains less; their blocks of ports are given back, as Contents.without does. Inside a transaction."""

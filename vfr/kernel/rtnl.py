@@ -191,18 +191,22 @@ class Rtnl:
             at += length + 3 & ~3
 
     def ask_each(self, requests: Sequence[tuple[int, int, bytes]]) -> list[int]:
-        """Has the kernel do each of (kind, flags, body), in their order. What it said to each: 0, or its errno."""
+        """Has the kernel do each of (kind, flags, body), in their order. What it said to each: 0, or its errno.
+
+        Only the last one's success is asked for: what fails is told unasked, and before.
+        """
         said: list[int] = []
         for at in range(0, len(requests), _AT_ONCE):
-            part = requests[at : at + _AT_ONCE]
+            *others, last = requests[at : at + _AT_ONCE]
             first = self._number + 1
-            self._socket.send(b"".join(self._request(kind, flags | _ACK, body) for kind, flags, body in part))
+            asked = [*others, (last[0], last[1] | _ACK, last[2])]
+            self._socket.send(b"".join(self._request(*request) for request in asked))
             got: dict[int, int] = {}
-            while len(got) < len(part):
+            while self._number not in got:
                 for kind, _, number, body in self._answers():
                     if kind == _ERROR:
                         got[number] = -int.from_bytes(body[:4], "little", signed=True)
-            said += [got[first + n] for n in range(len(part))]
+            said += [got.get(first + n, 0) for n in range(len(asked))]
         return said
 
     def do(self, kind: int, flags: int, body: bytes, fine: tuple[int, ...] = ()) -> None:
