@@ -335,7 +335,10 @@ class Registry:
 
     def low_ports(self) -> set[int]:
         """The lowest outside port of each domain's block."""
-        return {port for (port,) in self._db.execute("SELECT port_low FROM domains")}
+        try:
+            return {port for (port,) in self._db.execute("SELECT port_low FROM domains")}
+        except sqlite3.Error as error:
+            raise self._broken(error) from None
 
     def count(self) -> int:
         """How many domains there are."""

@@ -14,10 +14,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from support.fastpath import open_fastpath
+from support.fastpath import end_conversations
 from support.netns import inside, udp_socket
 
-from vfr.settings import Timers
 from vfr_lab import Lab
 
 pytestmark = pytest.mark.lab
@@ -102,8 +101,7 @@ def test_a_guest_does_not_get_a_port_that_the_host_has(lab: Lab, protocol: str) 
 def test_a_port_that_a_guest_has_already_serves_both(lab: Lab, protocol: str) -> None:
     """What is not of the guest's conversations is for the program; they go on undisturbed."""
     port = _block(lab)[12]
-    with open_fastpath(lab) as fastpath:  # what other tests have mapped, perhaps by chance to this very port, is over
-        fastpath.advance_clock(Timers().tcp_established + 1)
+    end_conversations(lab)
     with (
         _listener(lab, "lan1", protocol, SERVICE) as service,
         _conversation(lab, "web", port, service, LAN1) as (seen, say),

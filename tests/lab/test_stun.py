@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support.fastpath import open_fastpath
+from support.fastpath import end_conversations
 
-from vfr.settings import Timers
 from vfr_lab import Lab
 from vfr_lab.lab import wait_until
 
@@ -91,8 +90,7 @@ def _a_port_of(lab: Lab, domain: str) -> int:
 
 def test_a_port_of_the_domain_s_own_block_is_kept(lab: Lab) -> None:
     port = _a_port_of(lab, "web")
-    with open_fastpath(lab) as fastpath:  # what other tests have mapped, perhaps by chance to this very port, is over
-        fastpath.advance_clock(Timers().tcp_established + 1)
+    end_conversations(lab)
     with _server(lab, "inet") as server:
         seen = _ask(lab, "web", server, "-p", str(port))
     assert seen.kind[2] == "preserves ports" and set(seen.ports) == {port}, seen

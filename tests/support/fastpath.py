@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vfr.kernel import mounts
 from vfr.kernel.fastpath import Fastpath
+from vfr.settings import Timers
 from vfr_lab import Lab
 
 RULES = Path(__file__).resolve().parents[2] / "rules" / "xen.rules"
@@ -26,6 +27,12 @@ def stats(lab: Lab, who: str) -> dict[str, int]:
     """Verdict, "received" or "errors" -> packets, of a domain, "dom0" or "lan"."""
     counted = json.loads(vfr(lab, "stats", who, "--json"))[who]
     return {verdict: count["packets"] for verdict, count in counted.items()}
+
+
+def end_conversations(lab: Lab) -> None:
+    """What other tests have mapped, perhaps by chance to the very port that one counts on, is over."""
+    with open_fastpath(lab) as fastpath:
+        fastpath.advance_clock(Timers().tcp_established + 1)
 
 
 @contextmanager

@@ -52,7 +52,7 @@ class Crew:
             self._step(f"make {len(vifs)} interfaces")
             seated = self._make(vifs, mtu, doors)
             self._step("nothing for the host's stack")
-            seated = self._attach(self._harden(seated))
+            seated = self._attach(self._harden(seated))  # before there are rows: its frames are nobody's, and dropped
             tables.result()
         self._step("enter the domains")
         self._fp.enter([(s.vif.slot, s.link.index, row_of(s.vif, s.link.index, s.link.mtu)) for s in seated])
